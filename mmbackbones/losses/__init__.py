@@ -1,0 +1,3 @@
+from .dfine_criterion import DFINECriterion
+
+__all__ = ['DFINECriterion']

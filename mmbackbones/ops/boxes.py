@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    'cxcywh_to_ordered_xyxy',
     'cxcywh_to_xyxy',
     'elementwise_giou',
     'elementwise_iou',
@@ -23,10 +24,21 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
+def cxcywh_to_ordered_xyxy(boxes: Tensor) -> Tensor:
+    """As `cxcywh_to_xyxy`, a negative size counting as 0, so that x2 >= x1."""
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Convert `(..., 4)` corner boxes to centre-size boxes."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) * 0.5, high - low), dim=-1)
+
+
+def _product(size: Tensor) -> Tensor:
+    # not `prod(-1)`: its backward reads from the device to look for zeros
+    return size[..., 0] * size[..., 1]
 
 
 def _areas(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,10 +46,16 @@ def _areas(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
     size = torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:]) - torch.maximum(
         boxes_a[..., :2], boxes_b[..., :2]
     )
-    inter = size.clamp(min=0).prod(-1)
-    area_a = (boxes_a[..., 2:] - boxes_a[..., :2]).prod(-1)
-    area_b = (boxes_b[..., 2:] - boxes_b[..., :2]).prod(-1)
+    inter = _product(size.clamp(min=0))
+    area_a = _product(boxes_a[..., 2:] - boxes_a[..., :2])
+    area_b = _product(boxes_b[..., 2:] - boxes_b[..., :2])
     return inter, area_a + area_b - inter
+
+
+def _smallest_area(dtype: torch.dtype) -> float:
+    # far below a pixel in normalised units, yet its inverse leaves room for the
+    # gradient of boxes without area
+    return max(torch.finfo(dtype).tiny, 1e-12)
 
 
 def elementwise_iou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
@@ -51,7 +69,7 @@ def elementwise_iou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
         `(...)` in [0, 1]; 0 where both boxes have no area.
     """
     inter, union = _areas(boxes_xyxy_a, boxes_xyxy_b)
-    return inter / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return inter / union.clamp(min=_smallest_area(union.dtype))
 
 
 def elementwise_giou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
@@ -60,13 +78,13 @@ def elementwise_giou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
     Shapes as in `elementwise_iou`. Boxes without area are allowed: the term
     that would divide by nothing is 0.
     """
-    tiny = torch.finfo(boxes_xyxy_a.dtype).tiny
     inter, union = _areas(boxes_xyxy_a, boxes_xyxy_b)
-    hull = (
+    least = _smallest_area(union.dtype)
+    hull = _product(
         torch.maximum(boxes_xyxy_a[..., 2:], boxes_xyxy_b[..., 2:])
         - torch.minimum(boxes_xyxy_a[..., :2], boxes_xyxy_b[..., :2])
-    ).prod(-1)
-    return inter / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    )
+    return inter / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,0 +1,35 @@
+"""D-FINE-S on your own data: copy this file, edit the four lines under "Yours".
+
+Any COCO-style json will do; category ids need not be contiguous. The number of
+classes and their names follow from the annotation file. Recipe: upstream's
+fine-tuning from Objects365 or COCO weights (dfine_hgnetv2_s_obj2custom.yml),
+64 epochs, the last 8 without strong augmentation.
+
+    python tools/browse_dataset.py configs/dfine_hgnetv2_b0_custom.py
+    python tools/train.py configs/dfine_hgnetv2_b0_custom.py --auto-scale-lr
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .dfine_hgnetv2_b0_coco import *
+
+# Yours ------------------------------------------------------------------------
+data_root = 'data/custom/'
+train = dict(ann_file='annotations/train.json', data_prefix=dict(img='images/'))
+val = dict(ann_file='annotations/val.json', data_prefix=dict(img='images/'))
+load_from = 'weights/dfine_s_obj365.pth'  # or dfine_s_coco.pth, or None
+# ------------------------------------------------------------------------------
+
+train_dataloader.dataset.update(train, data_root=data_root)
+val_dataloader.dataset.update(val, data_root=data_root)
+test_dataloader = val_dataloader
+val_evaluator.ann_file = None  # follows the val data set
+test_evaluator = val_evaluator
+model.decoder.num_classes = None  # follows the annotation file
+
+optim_wrapper.optimizer.update(lr=2.5e-4, weight_decay=1.25e-4)  # was 2e-4, 1e-4
+model.data_preprocessor.batch_augments[0].base_size_repeat = 10  # was 20
+default_hooks.ema.warmup_iters = 0  # was 1000: a constant decay
+train_cfg.max_epochs = 64
+default_hooks.stage_switch.num_final_epochs = 8

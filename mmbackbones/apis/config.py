@@ -1,0 +1,175 @@
+"""From a config file to a config that runs on this machine and this data.
+
+The tools call `load_config`, then `prepare`. Neither touches what a config
+states unless the machine or the data demands it, and each change is said.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio import exists
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+from mmbackbones.data.classes import resolve_classes
+
+__all__ = ['load_config', 'prepare', 'set_amp']
+
+
+def _say(message: str, level: int = 20) -> None:
+    print_log(message, logger='current', level=level)
+
+
+def load_config(
+    path: str,
+    *,
+    data_root: str | None = None,
+    work_dir: str | None = None,
+    cfg_options: dict | None = None,
+) -> Config:
+    """Read a config and apply what the command line says.
+
+    A new `data_root` (argument, or key of `cfg_options`) replaces the config's in
+    every path below it: data sets, evaluators.
+
+    Args:
+        path: config file, pure Python or text style.
+        data_root: folder of the data set.
+        work_dir: folder for logs and checkpoints; by default the config's, else
+            `work_dirs/<name of the config>`.
+        cfg_options: dotted keys to values.
+
+    Raises:
+        ValueError: the file does not exist, or the work dir cannot be written.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'config file {path!r} does not exist; see configs/')
+    cfg = Config.fromfile(path)
+    options = dict(cfg_options or {})
+    new_root = data_root or options.pop('data_root', None)
+    if new_root is not None:
+        _rebase(cfg, str(new_root))
+    if options:
+        cfg.merge_from_dict(options)
+    default = cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
+    cfg.work_dir = work_dir or default
+    _check_writable(cfg.work_dir)
+    return cfg
+
+
+def _rebase(cfg: Config, new_root: str) -> None:
+    """Put `new_root` wherever the config's `data_root` begins a path."""
+    old_root = cfg.get('data_root')
+    if old_root is None:
+        raise ValueError(
+            'data_root is given but the config has no data_root to replace'
+        )
+    new_root = os.path.join(new_root, '')
+
+    def replace(value: object) -> object:
+        if isinstance(value, str) and value.startswith(old_root):
+            return new_root + value[len(old_root) :]
+        if isinstance(value, dict):
+            for key in list(value):
+                value[key] = replace(value[key])
+        elif isinstance(value, list | tuple):
+            return type(value)(replace(item) for item in value)
+        return value
+
+    for key in list(cfg):
+        if key == 'data_root' or key.endswith(('_dataloader', '_evaluator')):
+            cfg[key] = replace(cfg[key])
+
+
+def _check_writable(work_dir: str) -> None:
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        probe = Path(work_dir) / f'.write_test_{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'work dir {work_dir!r} cannot be written: {error}; choose another with '
+            '--work-dir'
+        ) from error
+
+
+def set_amp(cfg: Config, enabled: bool) -> None:
+    """Switch automatic mixed precision on or off, keeping all other options."""
+    wrapper = cfg.optim_wrapper
+    wrapper.type = AmpOptimWrapper if enabled else OptimWrapper
+    if enabled:
+        wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        for key in ('loss_scale', 'dtype', 'use_fp64'):
+            wrapper.pop(key, None)
+
+
+def prepare(cfg: Config, *, training: bool = True) -> Config:
+    """Fit the config to this machine and to its data, in place.
+
+    - `decoder.num_classes` and class names follow from the annotation file;
+    - pre-trained backbone weights that are not on disk are left out, with a
+      warning (nothing is ever downloaded);
+    - without a GPU: no AMP, no SyncBN, gloo between processes.
+
+    Args:
+        cfg: from `load_config`.
+        training: False where weights come from a checkpoint anyway, so that the
+            backbone's own initialisation is skipped without a word.
+
+    Returns:
+        The same config.
+    """
+    if 'model' in cfg and 'decoder' in cfg.model:
+        resolve_classes(cfg)
+    _check_pretrained(cfg, training)
+    if not torch.cuda.is_available():
+        _fit_to_cpu(cfg)
+    return cfg
+
+
+def _check_pretrained(cfg: Config, training: bool) -> None:
+    backbone = cfg.model.get('backbone') or ConfigDict()
+    init_cfg = backbone.get('init_cfg')
+    checkpoint = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+    if checkpoint is None:
+        return
+    if not training or cfg.get('load_from') or cfg.get('resume'):
+        backbone.init_cfg = None
+    elif '://' not in checkpoint and not exists(checkpoint):
+        backbone.init_cfg = None
+        frozen = backbone.get('frozen_stages', -1) >= 0 or backbone.get('frozen_norm')
+        _say(
+            f'model.backbone.init_cfg.checkpoint {checkpoint!r} is not on disk: the '
+            'backbone starts from RANDOM weights, the published recipe does not. See '
+            '"Weights" in the README for where the file is published.'
+            + (
+                ' Parts of this backbone are frozen, random as they are; to train '
+                'from scratch set model.backbone.frozen_stages=-1 '
+                'model.backbone.frozen_norm=False.'
+                if frozen
+                else ''
+            ),
+            level=30,
+        )
+
+
+def _fit_to_cpu(cfg: Config) -> None:
+    if 'optim_wrapper' in cfg and 'loss_scale' in cfg.optim_wrapper:
+        set_amp(cfg, False)
+        _say('no GPU: mixed precision is off')
+    cfg.sync_bn = None
+    cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', ConfigDict())
+    cfg.env_cfg.dist_cfg.backend = 'gloo'
+    # DDP takes no device ids on CPU; mmengine gives them unless a wrapper is named.
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if isinstance(cfg.get(key), dict):
+            cfg[key].pin_memory = False

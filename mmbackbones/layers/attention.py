@@ -1,0 +1,231 @@
+"""Self-attention, deformable cross-attention, and the layers made of them.
+
+RT-DETR: DETRs Beat YOLOs on Real-time Object Detection, arXiv 2304.08069; D-FINE,
+arXiv 2410.13842.
+Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/dfine_decoder.py and
+hybrid_encoder.py (Apache-2.0).
+Departs from the source:
+- attention weights are not returned, which lets torch use its fused kernels;
+- masks say which keys are visible (True), not which are blocked;
+- dropout is gone: no published model has any.
+
+Legend: N images, Q queries, L tokens, D width, P points of a query and head.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbackbones.ops.deformable_attention import deformable_sample
+
+__all__ = [
+    'DeformableAttention',
+    'GatedDecoderLayer',
+    'GatedFusion',
+    'SelfAttention',
+    'TransformerEncoderLayer',
+]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with positions in queries and keys only.
+
+    Parameters have the names, shapes and initial values of `nn.MultiheadAttention`.
+
+    Args:
+        dim: D, a multiple of `num_heads`.
+        num_heads: number of heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, x: Tensor, pos: Tensor, visible_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend from every token to all visible ones.
+
+        Args:
+            x: `(N, L, D)`.
+            pos: added to queries and keys, broadcastable to `x`.
+            visible_mask: `(L, L)` bool; row i says which tokens token i may see.
+
+        Returns:
+            `(N, L, D)`.
+        """
+        dim = x.shape[-1]
+        weight_qk, weight_v = self.in_proj_weight.split((2 * dim, dim))
+        bias_qk, bias_v = self.in_proj_bias.split((2 * dim, dim))
+        q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, -1)
+        v = F.linear(x, weight_v, bias_v)
+        # (N, L, D) -> (N, heads, L, D / heads)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, visible_mask)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Post-norm layer over all positions of a map; GELU between its linear layers.
+
+    Args:
+        dim: D.
+        num_heads: number of heads.
+        feedforward_channels: width between the linear layers.
+    """
+
+    def __init__(self, dim: int, num_heads: int, feedforward_channels: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, num_heads)
+        self.linear1 = nn.Linear(dim, feedforward_channels)
+        self.linear2 = nn.Linear(feedforward_channels, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, pos: Tensor) -> Tensor:
+        """`(N, L, D)` tokens and `(1, L, D)` positions to `(N, L, D)`."""
+        x = self.norm1(x + self.self_attn(x, pos))
+        return self.norm2(x + self.linear2(F.gelu(self.linear1(x))))
+
+
+class DeformableAttention(nn.Module):
+    """Samples a few points of the maps around the reference box of each query.
+
+    Points lie at  ref_xy + offset / points of the level * ref_wh / 2. The weights
+    of all points of a query and head sum to 1. There is no projection of values or
+    output: D-FINE reads the encoder's maps as they are.
+
+    Args:
+        dim: D, a multiple of `num_heads`.
+        num_heads: number of heads, each with offsets of its own.
+        num_points: points of each level.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_points: Sequence[int]) -> None:
+        super().__init__()
+        self.num_heads, self.num_points = num_heads, tuple(num_points)
+        total = num_heads * sum(num_points)
+        self.sampling_offsets = nn.Linear(dim, total * 2)
+        self.attention_weights = nn.Linear(dim, total)
+        scale = [1 / n for n in num_points for _ in range(n)]
+        self.register_buffer('num_points_scale', torch.tensor(scale))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Point j of a level starts at j steps in the direction of its head."""
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angles.cos(), angles.sin()), -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)  # unit square
+        steps = torch.cat([torch.arange(1, n + 1) for n in self.num_points])
+        offsets = direction[:, None] * steps[:, None]  # (heads, P, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+
+    def forward(
+        self, queries: Tensor, ref_boxes: Tensor, values: Sequence[Tensor]
+    ) -> Tensor:
+        """Read the maps.
+
+        Args:
+            queries: `(N, Q, D)`.
+            ref_boxes: `(N, Q, 4)` cxcywh, normalised.
+            values: one map `(N * heads, D / heads, h, w)` per level.
+
+        Returns:
+            `(N, Q, D)`.
+        """
+        offsets = self.sampling_offsets(queries).unflatten(-1, (self.num_heads, -1, 2))
+        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1))
+        ref_xy, ref_wh = ref_boxes[:, :, None, None].chunk(2, -1)
+        scale = self.num_points_scale[:, None] * 0.5
+        locations = ref_xy + offsets * scale * ref_wh  # (N, Q, heads, P, 2)
+        return deformable_sample(
+            values, locations, weights.softmax(-1), self.num_points
+        )
+
+
+class GatedFusion(nn.Module):
+    """Layer-norm of a sum whose two terms have learned gates in (0, 1).
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.zeros_(self.gate.weight)  # both gates start at 0.5
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, x: Tensor, update: Tensor) -> Tensor:
+        """Two `(N, Q, D)` to one."""
+        gate_x, gate_update = (
+            self.gate(torch.cat((x, update), -1)).sigmoid().chunk(2, -1)
+        )
+        return self.norm(gate_x * x + gate_update * update)
+
+
+class GatedDecoderLayer(nn.Module):
+    """D-FINE's decoder layer: self-attention, gated cross-attention, feed-forward.
+
+    Args:
+        dim: D.
+        num_heads: of both attentions.
+        num_points: sampled points of each level.
+        feedforward_channels: width between the linear layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_points: Sequence[int],
+        feedforward_channels: int,
+    ) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn = DeformableAttention(dim, num_heads, num_points)
+        self.gateway = GatedFusion(dim)
+        self.linear1 = nn.Linear(dim, feedforward_channels)
+        self.linear2 = nn.Linear(feedforward_channels, dim)
+        self.norm3 = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        ref_boxes: Tensor,
+        values: Sequence[Tensor],
+        visible_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Update the queries.
+
+        Args:
+            x: `(N, Q, D)`.
+            pos: `(N, Q, D)` encoding of `ref_boxes`.
+            ref_boxes: `(N, Q, 4)` cxcywh, normalised.
+            values: as in `DeformableAttention`.
+            visible_mask: `(Q, Q)` bool, as in `SelfAttention`.
+
+        Returns:
+            `(N, Q, D)`.
+        """
+        x = self.norm1(x + self.self_attn(x, pos, visible_mask))
+        x = self.gateway(x, self.cross_attn(x + pos, ref_boxes, values))
+        x = x + self.linear2(F.relu(self.linear1(x)))
+        return self.norm3(x.clamp(-65504, 65504))  # the range of float16

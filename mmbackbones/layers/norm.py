@@ -1,0 +1,51 @@
+"""Normalisations that torch does not have.
+
+Departs from the sources named at each class:
+- `FrozenBatchNorm2d` keeps the dtype of its input, so that autocast does not
+  double the memory of a frozen backbone.
+"""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['FrozenBatchNorm2d']
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose affine and statistics are all constants.
+
+    Upstream: https://github.com/facebookresearch/detectron2
+    detectron2/layers/batch_norm.py (Apache-2.0).
+
+    The four vectors are buffers with the names of `nn.BatchNorm2d`, so they are no
+    parameters to any count or optimiser, and a batch-norm checkpoint loads: its
+    `num_batches_tracked` is dropped on the way.
+
+    Args:
+        num_features: number of channels C.
+        eps: added to the variance.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer('weight', torch.ones(num_features))
+        self.register_buffer('bias', torch.zeros(num_features))
+        self.register_buffer('running_mean', torch.zeros(num_features))
+        self.register_buffer('running_var', torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, C, H, W)` to the same shape and dtype."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        # One multiply and one add, and the input is not kept for the backward pass.
+        y = x * scale.to(x.dtype).view(-1, 1, 1)
+        return y.add_(shift.to(x.dtype).view(-1, 1, 1))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict.pop(f'{prefix}num_batches_tracked', None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Channels and eps, for `print(model)`."""
+        return f'{self.weight.numel()}, eps={self.eps}'

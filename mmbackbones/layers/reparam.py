@@ -1,0 +1,207 @@
+"""Convolutional blocks that turn into fewer convolutions for inference.
+
+RepVGG: Making VGG-style ConvNets Great Again, arXiv 2101.03697; the ELAN layout is
+GELAN's, YOLOv9, arXiv 2402.13616.
+Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/hybrid_encoder.py
+(Apache-2.0).
+Departs from the source:
+- a folded convolution keeps its name; upstream renames it to `conv_bn_fused`;
+- expansions and alternatives that no configuration uses are gone.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+__all__ = [
+    'CSPRepLayer',
+    'ConvNorm',
+    'RepNCSPELAN',
+    'RepVGGBlock',
+    'SCDown',
+    'conv_norm',
+    'switch_to_deploy',
+]
+
+
+def switch_to_deploy(module: nn.Module) -> None:
+    """Re-parameterise, in place, every descendant that knows how to.
+
+    A block with a `switch_to_deploy` method decides for all that is inside it.
+    """
+    for child in module.children():
+        if hasattr(child, 'switch_to_deploy'):
+            child.switch_to_deploy()
+        else:
+            switch_to_deploy(child)
+
+
+def conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Projection of a map: 1x1 `conv` and `norm`, which stay as they are in deploy."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            norm=nn.BatchNorm2d(out_channels),
+        )
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch-norm and activation; padded to keep the size.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd.
+        stride: 1 or 2.
+        groups: of the convolution.
+        activation: class of the activation, None for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: type[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=False,
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.Identity() if activation is None else activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, in, H, W)` to `(N, out, H / stride, W / stride)`, rounded up."""
+        return self.act(self.norm(self.conv(x)))
+
+    def switch_to_deploy(self) -> None:
+        """Fold the batch-norm into the convolution, in place."""
+        if not isinstance(self.norm, nn.Identity):
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
+
+class RepVGGBlock(nn.Module):
+    """Sum of a 3x3 and a 1x1 conv-norm, then SiLU; deployed, one 3x3 `conv`.
+
+    Args:
+        channels: of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = nn.SiLU()
+        self.conv = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H, W)` to the same shape."""
+        if self.conv is None:
+            return self.act(self.conv1(x) + self.conv2(x))
+        return self.act(self.conv(x))
+
+    def switch_to_deploy(self) -> None:
+        """Fold both branches and their batch-norms into one kernel, in place."""
+        if self.conv is None:
+            self.conv1.switch_to_deploy()
+            self.conv2.switch_to_deploy()
+            self.conv, pointwise = self.conv1.conv, self.conv2.conv
+            with torch.no_grad():
+                self.conv.weight += F.pad(pointwise.weight, (1, 1, 1, 1))
+                self.conv.bias += pointwise.bias
+            self.conv1 = self.conv2 = None
+
+
+class CSPRepLayer(nn.Module):
+    """Two 1x1 projections, RepVGG blocks on the first, and their sum.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of everything else.
+        num_blocks: RepVGG blocks.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 1, activation=nn.SiLU)
+        self.conv2 = ConvNorm(in_channels, out_channels, 1, activation=nn.SiLU)
+        self.bottlenecks = nn.Sequential(
+            *(RepVGGBlock(out_channels) for _ in range(num_blocks))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
+        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+
+
+class RepNCSPELAN(nn.Module):
+    """ELAN block: both halves and two successive CSP branches, concatenated.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        mid_channels: after the first projection; each half has half of them.
+        branch_channels: of each branch.
+        num_blocks: RepVGG blocks in each branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mid_channels: int,
+        branch_channels: int,
+        num_blocks: int,
+    ) -> None:
+        super().__init__()
+        half = mid_channels // 2
+        self.cv1 = ConvNorm(in_channels, mid_channels, 1, activation=nn.SiLU)
+        self.cv2 = nn.Sequential(
+            CSPRepLayer(half, branch_channels, num_blocks),
+            ConvNorm(branch_channels, branch_channels, 3, activation=nn.SiLU),
+        )
+        self.cv3 = nn.Sequential(
+            CSPRepLayer(branch_channels, branch_channels, num_blocks),
+            ConvNorm(branch_channels, branch_channels, 3, activation=nn.SiLU),
+        )
+        self.cv4 = ConvNorm(
+            mid_channels + 2 * branch_channels, out_channels, 1, activation=nn.SiLU
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
+        first, second = self.cv1(x).chunk(2, 1)
+        branch1 = self.cv2(second)
+        branch2 = self.cv3(branch1)
+        return self.cv4(torch.cat((first, second, branch1, branch2), 1))
+
+
+class SCDown(nn.Module):
+    """Halve a map: 1x1 conv-norm, then depthwise 3x3 conv-norm of stride 2.
+
+    Args:
+        channels: of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1 = ConvNorm(channels, channels, 1)
+        self.cv2 = ConvNorm(channels, channels, 3, stride=2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` to `(N, C, H / 2, W / 2)`, rounded up."""
+        return self.cv2(self.cv1(x))

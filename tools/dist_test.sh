@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Evaluate on several GPUs of one machine, or of several machines.
+#   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py ...]
+# Several machines: run it on each with the same MASTER_ADDR and MASTER_PORT and
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 bash tools/dist_test.sh CONFIG CHECKPOINT 8
+set -euo pipefail
+if [ $# -lt 3 ]; then sed -n '2,5p' "$0"; exit 2; fi
+config=$1 checkpoint=$2 gpus=$3
+shift 3
+exec "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$gpus" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \
+  "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

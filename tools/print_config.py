@@ -1,0 +1,36 @@
+"""Print a config as one flat text file, inheritance and overrides resolved.
+
+python tools/print_config.py configs/dfine_hgnetv2_b0_coco.py
+python tools/print_config.py CONFIG --cfg-options train_cfg.max_epochs=10 --out flat.py
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from mmbackbones.apis.command_line import run_tool
+
+
+def main() -> None:
+    """Print, or write to a file, what the config resolves to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, see configs/')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--out', help='write here; the file is a config itself')
+    args = parser.parse_args()
+    if not Path(args.config).is_file():
+        raise ValueError(f'config file {args.config!r} does not exist; see configs/')
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.out:
+        cfg.dump(args.out)
+    else:
+        print(cfg.pretty_text)
+
+
+if __name__ == '__main__':
+    run_tool(main)
