@@ -245,12 +245,15 @@ def official_inputs(
 
 
 def official_losses(
-    criterion: nn.Module, output: DecoderOutput, targets: BoxTargets
+    criterion: nn.Module,
+    output: DecoderOutput,
+    targets: BoxTargets,
+    reg_scale: float = 4.0,
 ) -> dict[str, Tensor]:
     """Official loss terms; its sort, which leaves ties open, is made stable."""
     stable = functools.partial(torch.argsort, stable=True)
     with mock.patch('torch.argsort', stable):
-        return criterion(*official_inputs(output, targets))
+        return criterion(*official_inputs(output, targets, reg_scale))
 
 
 def measure(
@@ -323,7 +326,9 @@ def main() -> None:
             times[name].append(measure(losses, output))
     print(f'{"":10}{"forward":>12}{"backward":>12}{"both":>12}{"operators":>12}')
     for name, rows in times.items():
-        forward, backward = (statistics.median(column) for column in zip(*rows))
+        forward, backward = (
+            statistics.median(column) for column in zip(*rows, strict=True)
+        )
         both = statistics.median(map(sum, rows))
         result[name] |= {
             'forward_ms': round(forward, 1),

@@ -16,10 +16,11 @@ def fill(net: nn.Module) -> nn.Module:
         if not tensor.is_floating_point():
             continue
         noise = torch.rand(tensor.shape, generator=generator)
-        if name.endswith('running_var'):
+        leaf = name.rsplit('.')[-1]
+        if leaf in ('running_var', 'scale') or (leaf == 'weight' and tensor.ndim == 1):
             tensor.copy_(noise + 0.5)
-        elif tensor.ndim < 2 or name.endswith(('gamma', 'beta')):
-            tensor.add_(noise - 0.5)
+        elif leaf in ('gamma', 'beta') or tensor.ndim == 1:
+            tensor.copy_(noise - 0.5)
         else:  # keeps the variance of what passes
             tensor.copy_((noise - 0.5) * (12 / tensor[0].numel()) ** 0.5)
     return net

@@ -1,6 +1,6 @@
 """What every backbone promises, over every (class, arch).
 
-A new family adds its rows to `BACKBONES` and its smallest arch to `SMALLEST`.
+A new family adds itself to `FAMILIES`; the first arch of its table is its smallest.
 The golden files hold a digest of all state-dict names and shapes; they are rewritten
 with `ACCEPT_GOLDEN=1`.
 """
@@ -21,10 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmbackbones  # noqa: F401  (puts a stand-in where compiled mmcv is missing)
-from mmbackbones.backbones import HGNetV2
+from mmbackbones.backbones import ConvNeXtV2, HGNetV2
 
-BACKBONES = [(HGNetV2, arch) for arch in HGNetV2.arch_settings]
-SMALLEST = [(HGNetV2, 'b0')]
+FAMILIES = [HGNetV2, ConvNeXtV2]
+BACKBONES = [(cls, arch) for cls in FAMILIES for arch in cls.arch_settings]
+SMALLEST = [(cls, next(iter(cls.arch_settings))) for cls in FAMILIES]
 GOLDEN = Path(__file__).parent / 'golden'
 
 every = pytest.mark.parametrize(('cls', 'arch'), BACKBONES)
@@ -118,7 +119,7 @@ def test_bad_drop_path_rate_names_the_range(cls, arch, drop_path_rate):
         cls(arch, drop_path_rate=drop_path_rate)
 
 
-@pytest.mark.parametrize('cls', [cls for cls, _ in SMALLEST])
+@pytest.mark.parametrize('cls', FAMILIES)
 @pytest.mark.parametrize('arch', ['b9', '', None])
 def test_an_unknown_arch_is_answered_with_the_choices(cls, arch):
     known = next(iter(cls.arch_settings))

@@ -1,3 +1,4 @@
+from mmbackbones.backbones.convnextv2 import ConvNeXtV2
 from mmbackbones.backbones.hgnetv2 import HGNetV2
 
-__all__ = ['HGNetV2']
+__all__ = ['ConvNeXtV2', 'HGNetV2']

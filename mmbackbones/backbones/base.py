@@ -121,7 +121,7 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
 
     @abstractmethod
     def _layer_id(self, param_name: str) -> int | None:
-        """Depth of a parameter, 0 for the stem; None for what follows all blocks."""
+        """Depth of a parameter; None for what follows all blocks."""
 
     @property
     @abstractmethod
@@ -136,8 +136,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
             prefix: of this backbone's parameters, say `'backbone.'`.
 
         Returns:
-            The depth and the number of depths n. The stem has depth 0; what follows
-            the backbone has n - 1, which is what learns at the full rate.
+            The depth and the number of depths n. Depths start at 0 or 1 in the stem;
+            what follows the backbone has n - 1, which learns at the full rate.
         """
         last = self.num_layers - 1
         if not param_name.startswith(prefix):

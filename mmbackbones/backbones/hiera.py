@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbackbones.backbones.base import BaseBackbone
-from mmbackbones.layers.drop import DropPath, linear_drop_path_rates
+from mmbackbones.layers.drop import linear_drop_path_rates
+from mmbackbones.layers.hiera_block import HieraBlock
 from mmbackbones.layers.position_table import resample_table, tile_table
-from mmbackbones.layers.windows import merge_windows, partition_windows
 from mmbackbones.registry import MODELS
 
 __all__ = ['Hiera']
@@ -69,35 +69,26 @@ class ArchSpec:
     expand_proj: bool = True
 
     def __post_init__(self) -> None:
-        if not self.depths or len(self.window_spec) != len(self.depths):
-            raise ValueError(
-                f'arch.depths is {self.depths} and arch.window_spec is '
-                f'{self.window_spec}; they take one entry per stage each'
-            )
-        if any(side % 2 for side in self.window_spec[:-1]):
-            raise ValueError(
-                f'arch.window_spec is {self.window_spec}; only the last stage may '
-                f'have windows of odd side, since the next one halves them'
-            )
-        if not all(0 <= i < sum(self.depths) for i in self.global_att_blocks):
-            raise ValueError(
-                f'arch.global_att_blocks is {self.global_att_blocks}; blocks are '
-                f'0..{sum(self.depths) - 1}'
-            )
-        if self.embed_dims % self.num_heads:
-            raise ValueError(
-                f'arch.embed_dims is {self.embed_dims}, which arch.num_heads, '
-                f'{self.num_heads}, does not divide'
-            )
-        if self.pos_embed not in ('absolute', 'window'):
-            raise ValueError(
-                f"arch.pos_embed is {self.pos_embed!r}; it is 'absolute' or 'window'"
-            )
-        if self.pos_embed == 'window' and not self.window_spec[0]:
-            raise ValueError(
-                "arch.pos_embed is 'window' but arch.window_spec starts with 0; the "
-                'first stage needs windows then'
-            )
+        depth, windows = sum(self.depths), self.window_spec
+        rules = {
+            'depths and window_spec have one entry per stage': (
+                len(self.depths) == len(windows) > 0
+            ),
+            'num_heads divides embed_dims': self.embed_dims % self.num_heads == 0,
+            'windows are even before the last stage, since pooling halves them': (
+                all(side % 2 == 0 for side in windows[:-1])
+            ),
+            f'global_att_blocks are in 0..{depth - 1}': (
+                all(0 <= i < depth for i in self.global_att_blocks)
+            ),
+            "pos_embed is 'absolute', or 'window' if the first stage has windows": (
+                self.pos_embed == 'absolute'
+                or (self.pos_embed == 'window' and any(windows[:1]))
+            ),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(f'arch breaks the rule that {rule}: {self}')
 
 
 _TINY = dict(embed_dims=96, num_heads=1, depths=(1, 2, 7, 2))
@@ -145,13 +136,14 @@ def _parse_spec(arch: str | Mapping) -> ArchSpec:
         ValueError: there is no such arch; fields are missing, unknown, or do not fit
             each other.
     """
-    if isinstance(arch, str):
-        if arch not in _ARCHES:
-            raise ValueError(
-                f'arch is {arch!r}; it is one of {list(_ARCHES)} or a mapping'
-            )
-        arch = _ARCHES[arch]
     known = fields(ArchSpec)
+    if not isinstance(arch, Mapping):
+        if str(arch).lower() not in _ARCHES:
+            raise ValueError(
+                f'arch is {arch!r}; it is one of {list(_ARCHES)} or a mapping with '
+                f'the fields {[f.name for f in known]}'
+            )
+        arch = _ARCHES[str(arch).lower()]
     missing = [f.name for f in known if f.default is MISSING and f.name not in arch]
     unknown = sorted(set(arch) - {f.name for f in known})
     if missing or unknown:
@@ -162,13 +154,6 @@ def _parse_spec(arch: str | Mapping) -> ArchSpec:
     return ArchSpec(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in arch.items()}
     )
-
-
-def _max_pool(x: Tensor) -> Tensor:
-    """Maxima of 2x2 tokens: `(N, T, H, W, C)` to `(N, T, H / 2, W / 2, C)`."""
-    maps = x.flatten(0, 1).permute(0, 3, 1, 2)  # (N * T, C, H, W)
-    pooled = F.max_pool2d(maps, kernel_size=2)
-    return pooled.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 class PatchEmbed(nn.Module):
@@ -187,130 +172,8 @@ class PatchEmbed(nn.Module):
         x = self.proj(x)
         if x.ndim == 4:
             x = x.unsqueeze(2)  # (N, C, 1, H, W)
-        return x.permute(0, 2, 3, 4, 1)
-
-
-class WindowAttention(nn.Module):
-    """Attention within windows or over everything, with 2x2 fewer queries or not.
-
-    Args:
-        in_dims: width of the tokens.
-        embed_dims: width inside and of the output.
-        num_heads: which divide `embed_dims`.
-        window: side of the windows in tokens, 0 for all tokens of all frames.
-        pool_query: replace 2x2 queries by their maximum; keys and values stay.
-    """
-
-    def __init__(
-        self,
-        in_dims: int,
-        embed_dims: int,
-        num_heads: int,
-        *,
-        window: int,
-        pool_query: bool,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.window = window
-        self.pool_query = pool_query
-        self.qkv = nn.Linear(in_dims, 3 * embed_dims)
-        self.proj = nn.Linear(embed_dims, embed_dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, T, H, W, in)` to `(N, T, H', W', C)`, H' and W' halved or not."""
-        n, t, h, w = x.shape[:4]
-        if self.window:
-            x = partition_windows(x, self.window)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.pool_query:
-            q, h, w = _max_pool(q), h // 2, w // 2
-        grid = q.shape[:4]
-        q, k, v = (self._split_heads(y) for y in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)
-        x = x.transpose(1, 2).reshape(*grid, -1)
-        if self.window:
-            x = merge_windows(x, (n, t, h, w))
-        return self.proj(x)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """`(N, T, H, W, C)` to `(N, heads, T * H * W, C / heads)`."""
-        return x.flatten(1, 3).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class Mlp(nn.Module):
-    """Two linear layers, the inner one four times as wide, with an exact GELU."""
-
-    def __init__(self, embed_dims: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dims, 4 * embed_dims)
-        self.fc2 = nn.Linear(4 * embed_dims, embed_dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., C)` to the same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel, small at first."""
-
-    def __init__(self, embed_dims: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((embed_dims,), 1e-5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(..., C)` to the same shape."""
-        return x * self.gamma
-
-
-class HieraBlock(nn.Module):
-    """Attention and MLP, each after a norm and beside a shortcut.
-
-    Where a stage begins (`in_dims` differs from `embed_dims`) the grid is halved and
-    the width doubled: attention pools its queries, and the shortcut the normalised
-    input behind a linear layer.
-    """
-
-    def __init__(
-        self,
-        in_dims: int,
-        embed_dims: int,
-        num_heads: int,
-        *,
-        window: int,
-        drop_path_rate: float,
-        spec: ArchSpec,
-    ) -> None:
-        super().__init__()
-        self.is_first = in_dims != embed_dims
-        self.norm1 = nn.LayerNorm(in_dims, eps=_NORM_EPS)
-        self.attn = WindowAttention(
-            in_dims, embed_dims, num_heads, window=window, pool_query=self.is_first
-        )
-        self.norm2 = nn.LayerNorm(embed_dims, eps=_NORM_EPS)
-        self.mlp = Mlp(embed_dims)
-        if self.is_first and spec.expand_proj:
-            self.proj = nn.Linear(in_dims, embed_dims)
-        else:
-            self.proj = None
-        self.ls1 = LayerScale(embed_dims) if spec.layer_scale else nn.Identity()
-        self.ls2 = LayerScale(embed_dims) if spec.layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, T, H, W, in)` to `(N, T, H', W', C)`, H' and W' halved or not."""
-        normed = self.norm1(x)
-        if self.is_first:
-            x = self._pool_shortcut(x, normed)
-        x = x + self.drop_path(self.ls1(self.attn(normed)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-
-    def _pool_shortcut(self, x: Tensor, normed: Tensor) -> Tensor:
-        if self.proj is not None:
-            return _max_pool(self.proj(normed))
-        n, t, h, w, c = x.shape
-        mean = x.reshape(n, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
-        return torch.cat((_max_pool(x), mean), dim=-1)
+        # Copied once: sums keep the layout of their terms, all along the first stage.
+        return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
 @MODELS.register_module()
@@ -321,11 +184,12 @@ class Hiera(BaseBackbone):
     bottom; the maps lose what belongs to the padding alone.
 
     Args:
-        arch: `'tiny'`, `'small'`, `'base'`, `'base_plus'`, `'large'`, `'huge'`, which
-            fit the published weights for 224 pixels; `'small_abswin'` and
-            `'base_abswin'`, timm's with a position table in two parts; `'sam2_tiny'`,
-            `'sam2_small'`, `'sam2_base_plus'`, `'sam2_large'`, the trunks of SAM 2;
-            or a mapping with the fields of `ArchSpec`. Any number of stages.
+        arch: in either case, `'tiny'`, `'small'`, `'base'`, `'base_plus'`, `'large'`,
+            `'huge'`, which fit the published weights for 224 pixels;
+            `'small_abswin'`, `'base_abswin'`, timm's with a position table in two
+            parts; `'sam2_tiny'`, `'sam2_small'`, `'sam2_base_plus'`, `'sam2_large'`,
+            the trunks of SAM 2; or a mapping with the fields of `ArchSpec`, any
+            number of stages.
         in_channels: channels of the image.
         out_indices: stages whose maps come out, see `BaseBackbone`.
         frozen_stages: -1 none, 0 patches and position tables, k these and the first
@@ -333,8 +197,8 @@ class Hiera(BaseBackbone):
         norm_eval: without effect, there are no batch norms.
         drop_path_rate: of the last block; grows linearly from 0 over all blocks.
         with_cp: recompute blocks in the backward pass to save memory.
-        use_out_norms: whether a layer norm of its own follows each map that comes
-            out. No published weights have them.
+        with_out_norm: put a layer norm of its own, `norm<stage>`, on each map that
+            comes out. Published weights have none.
         num_frames: frames of the clips that the position tables are made for, 16 in
             the published weights; other clips resample them. None takes images.
         init_cfg: mmengine's; None draws weights from a truncated normal distribution
@@ -351,12 +215,12 @@ class Hiera(BaseBackbone):
         arch: str | Mapping = 'base',
         *,
         in_channels: int = 3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
-        use_out_norms: bool = False,
+        with_out_norm: bool = False,
         num_frames: int | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -405,14 +269,14 @@ class Hiera(BaseBackbone):
                         spec.num_heads * 2**i,
                         window=0 if is_global else spec.window_spec[before],
                         drop_path_rate=rate,
-                        spec=spec,
+                        layer_scale=spec.layer_scale,
+                        expand_proj=spec.expand_proj,
                     )
                 )
-        self.out_norms = nn.ModuleDict(
-            {str(i): nn.LayerNorm(widths[i], eps=_NORM_EPS) for i in self.out_indices}
-            if use_out_norms
-            else {}
-        )
+        self.with_out_norm = with_out_norm
+        if with_out_norm:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', nn.LayerNorm(widths[i], eps=_NORM_EPS))
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -425,9 +289,7 @@ class Hiera(BaseBackbone):
         self._check_input(x)
         image_hw = x.shape[-2:]
         bottom, right = (-side % self.stage_strides[-1] for side in image_hw)
-        if bottom or right:
-            x = F.pad(x, (0, right, 0, bottom))
-        x = self.patch_embed(x)
+        x = self.patch_embed(F.pad(x, (0, right, 0, bottom)))
         x = x + self._position_table(x.shape[1:4])
         outputs = []
         for i, stage in enumerate(islice(self._stages(), self.out_indices[-1] + 1)):
@@ -441,8 +303,8 @@ class Hiera(BaseBackbone):
         """Tokens without those of the padding, channels first, without idle axes."""
         h, w = (-(-side // self.stage_strides[stage]) for side in image_hw)
         x = x[:, :, :h, :w]
-        if self.out_norms:
-            x = self.out_norms[str(stage)](x)
+        if self.with_out_norm:
+            x = getattr(self, f'norm{stage}')(x)
         x = x.permute(0, 4, 1, 2, 3)
         return x[:, :, 0] if self.num_frames is None else x
 

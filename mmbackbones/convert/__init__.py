@@ -1,0 +1,3 @@
+from .keymap import ConversionReport, KeyMap, Rule, Transform
+
+__all__ = ['ConversionReport', 'KeyMap', 'Rule', 'Transform']

@@ -1,0 +1,3 @@
+from .dfine_decoder import DFINEDecoder
+
+__all__ = ['DFINEDecoder']

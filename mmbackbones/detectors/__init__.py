@@ -1,3 +1,5 @@
+from mmbackbones import decoders, losses  # noqa: F401  (a config names their parts)
+
 from .dfine import DFINE
 
 __all__ = ['DFINE']

@@ -159,19 +159,10 @@ class StageSwitchHook(Hook):
             return
         score = float(metrics[self.monitor])
         state = self._state(runner)
-        key = 'attempt_score' if state['final'] else 'best_score'
-        if state[key] is None or score > state[key]:
-            self._update(runner, **{key: score})
-            if not state['final']:
-                self._save_best(runner)
-        elif state['final']:
-            self._update(runner, attempt_score=None)
-            if runner.epoch < runner.max_epochs:
-                runner.logger.info(
-                    f'{self.monitor} {score:.4f} is not above {state[key]:.4f}: '
-                    'the epoch is undone'
-                )
-                self._reload(runner)
+        if state['final']:
+            self._judge_final_epoch(runner, score, state['attempt_score'])
+        elif state['best_score'] is None or score > state['best_score']:
+            self._save_best(runner, score)
 
     def _state(self, runner: Runner) -> dict:
         return runner.message_hub.get_info('stage_switch')
@@ -201,15 +192,29 @@ class StageSwitchHook(Hook):
             f'{[type(augment).__name__ for augment in stopped] or "no batch augment"}'
         )
 
-    def _save_best(self, runner: Runner) -> None:
+    def _save_best(self, runner: Runner, score: float) -> None:
         path = str(Path(runner.work_dir) / _BEST_FILE)
-        self._update(runner, best_file=path)
-        runner.save_checkpoint(
-            runner.work_dir,
-            _BEST_FILE,
-            meta=dict(epoch=runner.epoch, iter=runner.iter),
-            by_epoch=False,
-        )
+        self._update(runner, best_score=score, best_file=path)
+        _save(runner, _BEST_FILE)
+
+    def _judge_final_epoch(
+        self, runner: Runner, score: float, to_beat: float | None
+    ) -> None:
+        if to_beat is None or score > to_beat:
+            self._update(runner, attempt_score=score)
+        else:
+            self._update(runner, attempt_score=None)
+            if runner.epoch < runner.max_epochs:
+                runner.logger.info(
+                    f'{self.monitor} {score:.4f} is not above {to_beat:.4f}: the '
+                    'epoch is undone'
+                )
+                self._reload(runner)
+        # This epoch's checkpoint was written before its validation; a run that is
+        # resumed from it must know how that ended.
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        if last and Path(last).name == f'epoch_{runner.epoch}.pth':
+            _save(runner, Path(last).name)
 
     def _reload(self, runner: Runner) -> None:
         """Load the best of stage 1 in full; epoch and iteration go on counting."""
@@ -256,6 +261,15 @@ class StageSwitchHook(Hook):
         if not readable:
             return None, reason
         return checkpoint, ''
+
+
+def _save(runner: Runner, name: str) -> None:
+    runner.save_checkpoint(
+        runner.work_dir,
+        name,
+        meta=dict(epoch=runner.epoch, iter=runner.iter),
+        by_epoch=False,
+    )
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

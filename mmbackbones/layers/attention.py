@@ -68,7 +68,9 @@ class SelfAttention(nn.Module):
         q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, -1)
         v = F.linear(x, weight_v, bias_v)
         # (N, L, D) -> (N, heads, L, D / heads)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )
         x = F.scaled_dot_product_attention(q, k, v, visible_mask)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 

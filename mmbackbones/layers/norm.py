@@ -2,13 +2,16 @@
 
 Departs from the sources named at each class:
 - `FrozenBatchNorm2d` keeps the dtype of its input, so that autocast does not
-  double the memory of a frozen backbone.
+  double the memory of a frozen backbone;
+- `GlobalResponseNorm` takes its norm in fp32 whatever the dtype, where squares of
+  a half-precision map would overflow.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ['FrozenBatchNorm2d']
+__all__ = ['FrozenBatchNorm2d', 'GlobalResponseNorm', 'LayerNorm2d']
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -49,3 +52,43 @@ class FrozenBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Channels and eps, for `print(model)`."""
         return f'{self.weight.numel()}, eps={self.eps}'
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of a map.
+
+    Upstream: https://github.com/facebookresearch/ConvNeXt-V2 models/utils.py (MIT).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, C, H, W)` to the same shape, channels last in memory."""
+        y = x.permute(0, 2, 3, 1)  # (N, H, W, C)
+        y = F.layer_norm(y, self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)  # (N, C, H, W)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Makes channels compete by their norm over the whole map ("GRN").
+
+    ConvNeXt V2, arXiv 2301.00808, algorithm 1.
+    Upstream: https://github.com/facebookresearch/ConvNeXt-V2 models/utils.py (MIT).
+
+    G_c = |x_c| over H and W, N_c = G_c / (mean of G over channels + 1e-6),
+    y = gamma * x * N + beta + x. Both parameters start at 0, that is, as the identity.
+
+    Args:
+        num_channels: C.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, num_channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, H, W, C)` to the same shape and dtype."""
+        norm = torch.linalg.vector_norm(
+            x, dim=(1, 2), keepdim=True, dtype=torch.float32
+        )  # (N, 1, 1, C)
+        scale = self.gamma * norm / (norm.mean(dim=-1, keepdim=True) + 1e-6) + 1
+        return (x * scale).add_(self.beta).to(x.dtype)

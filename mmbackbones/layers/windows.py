@@ -1,4 +1,4 @@
-"""Square attention windows: cut a grid of tokens into them and put it together again.
+"""Square windows of a grid of tokens: cut, put together again, pooled.
 
 Upstream: the padding is that of https://github.com/facebookresearch/sam2
 sam2/modeling/backbones/utils.py (Apache-2.0).
@@ -11,7 +11,7 @@ Legend: N batch, T frames (1 for images), H W grid, C width, S side of a window.
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['merge_windows', 'partition_windows']
+__all__ = ['max_pool_tokens', 'merge_windows', 'partition_windows']
 
 
 def partition_windows(x: Tensor, side: int) -> Tensor:
@@ -49,3 +49,10 @@ def merge_windows(windows: Tensor, size: tuple[int, int, int, int]) -> Tensor:
     rows, columns = -(-h // side), -(-w // side)
     x = windows.reshape(n * t, rows, columns, side, side, c).transpose(2, 3)
     return x.reshape(n, t, rows * side, columns * side, c)[:, :, :h, :w]
+
+
+def max_pool_tokens(x: Tensor) -> Tensor:
+    """Maxima of 2x2 tokens: `(N, T, H, W, C)` to `(N, T, H / 2, W / 2, C)`."""
+    maps = x.flatten(0, 1).permute(0, 3, 1, 2)  # (N * T, C, H, W)
+    pooled = F.max_pool2d(maps, kernel_size=2)
+    return pooled.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])

@@ -166,9 +166,7 @@ class DFINECriterion(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
         self.reg_scale = reg_scale
-        bins = weighting_function(
-            reg_max, torch.tensor([up]), torch.tensor([reg_scale])
-        )
+        bins = weighting_function(reg_max, up, reg_scale)
         self.register_buffer('bins', bins, persistent=False)
 
     def forward(self, output: DecoderOutput, targets: BoxTargets) -> dict[str, Tensor]:

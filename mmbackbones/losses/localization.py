@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmbackbones.ops.boxes import cxcywh_to_ordered_xyxy, elementwise_giou
-from mmbackbones.ops.distribution import box_to_distance, distance_to_bins
 
 __all__ = [
     'ddf_loss',
@@ -58,8 +57,11 @@ def fgl_targets(
 ) -> tuple[Tensor, Tensor]:
     """Edges of the targets as weights of two neighbouring bins.
 
-    With d the edge's distance from the reference, in the unit of W(n), and l the
-    last bin of W(l) <= d,
+    `distance_to_box` solved for the distance d of an edge gives, at the left,
+
+        d = (cx - x1) / (w / reg_scale) - reg_scale / 2
+
+    and with l the last bin of W(l) <= d
 
         right weight = (d - W(l)) / (W(l + 1) - W(l))
 
@@ -69,7 +71,7 @@ def fgl_targets(
     Args:
         ref_boxes: `(P, 4)` cxcywh, that the distances are relative to.
         target_boxes: `(P, 4)` cxcywh in the same frame.
-        bins: `(B,)`, W.
+        bins: `(B,)`, W of `weighting_function`.
         reg_scale: c of W.
 
     Returns:
@@ -77,7 +79,14 @@ def fgl_targets(
         in [0, 1].
     """
     boxes_xyxy = cxcywh_to_ordered_xyxy(target_boxes)
-    return distance_to_bins(box_to_distance(ref_boxes, boxes_xyxy, reg_scale), bins)
+    centre, size = ref_boxes[:, :2], ref_boxes[:, 2:]
+    reach = torch.cat((centre - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - centre), dim=1)
+    unit = size.repeat(1, 2) / reg_scale + 1e-16  # a reference may have no size
+    distances = reach / unit - 0.5 * reg_scale  # (P, 4)
+    left_bin = torch.searchsorted(bins, distances, right=True) - 1
+    left_bin = left_bin.clamp(0, len(bins) - 2)
+    low, high = bins[left_bin], bins[left_bin + 1]
+    return left_bin, ((distances - low) / (high - low)).clamp(0, 1)
 
 
 def fgl_loss(

@@ -11,6 +11,8 @@ Departs from the source:
   size works.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -137,7 +139,7 @@ class HybridEncoder(BaseModule):
                 f'in_strides is {tuple(in_strides)} but in_channels is '
                 f'{tuple(in_channels)}; give one stride per map'
             )
-        if any(2 * a != b for a, b in zip(in_strides, in_strides[1:], strict=False)):
+        if any(2 * a != b for a, b in pairwise(in_strides)):
             raise ValueError(
                 f'in_strides is {tuple(in_strides)}; each must be twice the one before'
             )

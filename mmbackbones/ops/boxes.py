@@ -26,7 +26,8 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 def cxcywh_to_ordered_xyxy(boxes: Tensor) -> Tensor:
     """As `cxcywh_to_xyxy`, a negative size counting as 0, so that x2 >= x1."""
-    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
+    centre, size = boxes.split(2, dim=-1)
+    half = size.clamp(min=0) * 0.5
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
@@ -38,18 +39,17 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def _product(size: Tensor) -> Tensor:
     # not `prod(-1)`: its backward reads from the device to look for zeros
-    return size[..., 0] * size[..., 1]
+    width, height = size.unbind(-1)
+    return width * height
 
 
 def _areas(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of pairs; broadcast over leading dimensions."""
-    size = torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:]) - torch.maximum(
-        boxes_a[..., :2], boxes_b[..., :2]
-    )
+    low_a, high_a = boxes_a.split(2, dim=-1)
+    low_b, high_b = boxes_b.split(2, dim=-1)
+    size = torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)
     inter = _product(size.clamp(min=0))
-    area_a = _product(boxes_a[..., 2:] - boxes_a[..., :2])
-    area_b = _product(boxes_b[..., 2:] - boxes_b[..., :2])
-    return inter, area_a + area_b - inter
+    return inter, _product(high_a - low_a) + _product(high_b - low_b) - inter
 
 
 def _smallest_area(dtype: torch.dtype) -> float:
@@ -80,10 +80,9 @@ def elementwise_giou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
     """
     inter, union = _areas(boxes_xyxy_a, boxes_xyxy_b)
     least = _smallest_area(union.dtype)
-    hull = _product(
-        torch.maximum(boxes_xyxy_a[..., 2:], boxes_xyxy_b[..., 2:])
-        - torch.minimum(boxes_xyxy_a[..., :2], boxes_xyxy_b[..., :2])
-    )
+    low_a, high_a = boxes_xyxy_a.split(2, dim=-1)
+    low_b, high_b = boxes_xyxy_b.split(2, dim=-1)
+    hull = _product(torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b))
     return inter / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
 
 

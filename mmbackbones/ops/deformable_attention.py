@@ -5,7 +5,9 @@ Deformable DETR: Deformable Transformers for End-to-End Object Detection, arXiv
 Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/utils.py (Apache-2.0).
 Departs from the source:
 - values arrive as maps, one view per level that all decoder layers share, so that
-  nothing is transposed and copied in each layer.
+  nothing is transposed and copied in each layer;
+- the samples of a level are summed before the next level is read, which spares a
+  concatenation of all of them.
 
 Legend: N images, Q queries, H heads, D channels of a head, P points of a query and
 head over all levels.
@@ -37,12 +39,17 @@ def deformable_sample(
     Returns:
         `(N, Q, H * D)`.
     """
-    num_images, num_queries, num_heads = weights.shape[:3]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (N * H, Q, P, 2)
-    weights = weights.transpose(1, 2).reshape(-1, 1, num_queries, weights.shape[-1])
-    grids, weights = grids.split(tuple(num_points), 2), weights.split(num_points, 3)
+    num_images, _, num_heads = weights.shape[:3]
+    # Points become rows and queries columns: on a CPU the sampler works along rows.
+    grids = (2 * locations - 1).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (NH, P, Q, 2)
+    weights = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None]  # (NH, 1, P, Q)
     total = 0
-    for value, grid, weight in zip(values, grids, weights, strict=True):
-        sampled = F.grid_sample(value, grid, align_corners=False)  # (N * H, D, Q, p)
-        total = total + (sampled * weight).sum(-1)
-    return total.reshape(num_images, -1, num_queries).transpose(1, 2)
+    for value, grid, weight in zip(
+        values,
+        grids.split(tuple(num_points), 1),
+        weights.split(tuple(num_points), 2),
+        strict=True,
+    ):
+        sampled = F.grid_sample(value, grid, align_corners=False)  # (NH, D, p, Q)
+        total = total + (sampled * weight).sum(2)
+    return total.unflatten(0, (num_images, num_heads)).flatten(1, 2).transpose(1, 2)

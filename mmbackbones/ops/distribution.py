@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     'distance_to_box',
+    'edge_probabilities',
     'integral',
     'weighting_function',
 ]
@@ -51,6 +52,15 @@ def weighting_function(
     )
 
 
+def edge_probabilities(corners: Tensor) -> Tensor:
+    """Softmax over the bins of each edge: `(..., 4 * B)` logits to `(..., 4, B)`.
+
+    The result is float32, or float64 where `corners` are.
+    """
+    dtype = torch.promote_types(corners.dtype, torch.float32)
+    return corners.unflatten(-1, (4, -1)).softmax(-1, dtype=dtype)
+
+
 def integral(corners: Tensor, weights: Tensor) -> Tensor:
     """Expected distance of each edge, sum over n of softmax(corners)(n) W(n).
 
@@ -61,9 +71,8 @@ def integral(corners: Tensor, weights: Tensor) -> Tensor:
     Returns:
         `(..., 4)` distances in the dtype of `corners`.
     """
-    probs = corners.unflatten(-1, (4, -1)).float().softmax(-1)  # (..., 4, B)
     # Not a matrix product: autocast would run one in half precision.
-    return (probs * weights.float()).sum(-1).to(corners.dtype)
+    return (edge_probabilities(corners) * weights).sum(-1).to(corners.dtype)
 
 
 def distance_to_box(

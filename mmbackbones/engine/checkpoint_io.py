@@ -1,0 +1,190 @@
+"""Reading checkpoint files as data: tensors and plain values, never code.
+
+MMEngine reads a checkpoint with `torch.load` and leaves `weights_only` to the
+version of torch. Up to 2.5 that runs whatever a file says; from 2.6 on it refuses
+the training log that MMEngine itself saves, so that no run can be resumed. Here it
+is always on, and what MMEngine's Runner saves is allowed, name by name.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+from torch.serialization import (
+    add_safe_globals,
+    clear_safe_globals,
+    get_safe_globals,
+)
+
+__all__ = ['load_from_http', 'load_from_local', 'register_loaders']
+
+ARRAY_DTYPES = (np.bool_, np.int32, np.int64, np.float32, np.float64)
+"""Of logged scalars; a checkpoint's weights are tensors, not arrays."""
+
+
+def _under_name(path: str, function: Callable) -> Callable:
+    """`function` as the unpickler is to know it, `module.name`."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, _, call.__qualname__ = path.rpartition('.')
+    return call
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """The one use of `getattr` in a log: a statistic of `HistoryBuffer`."""
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise UnpicklingError(f'Unsupported use of GLOBAL builtins.getattr: {name!r}')
+    return getattr(owner, name)
+
+
+@cache
+def _allowed_globals() -> tuple[Callable, ...]:
+    """All that a file of the Runner names beyond torch's own list."""
+    array, multiarray = np.zeros(1), []
+    for name, function in (
+        ('_reconstruct', array.__reduce__()[0]),
+        ('scalar', array[0].__reduce__()[0]),
+    ):
+        for package in ('core', '_core'):  # of numpy 1 and 2
+            path = f'numpy.{package}.multiarray.{name}'
+            multiarray.append(_under_name(path, function))
+    return (
+        HistoryBuffer,
+        _under_name('builtins.getattr', _history_method),
+        _under_name('__builtin__.getattr', _history_method),  # torch 2.4 says it so
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ARRAY_DTYPES),
+        *multiarray,
+    )
+
+
+@contextmanager
+def _allowing(allowed: tuple[Callable, ...]) -> Iterator[None]:
+    """Widen torch's list for the block only (`safe_globals` came with torch 2.5)."""
+    before = list(get_safe_globals())
+    add_safe_globals(list(allowed))
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+def _read(path: Path, map_location) -> object:
+    """What the file holds; ValueError with one clear line where it cannot be had."""
+    if not path.is_file():
+        raise ValueError(f'checkpoint {str(path)!r} does not exist')
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with _allowing(_allowed_globals()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch lets through whatever a broken file provokes
+        text = str(error)
+        refused = re.search(r'GLOBAL ([\w.]+\w)', text)
+        if isinstance(error, UnpicklingError) and refused:
+            raise ValueError(
+                f'checkpoint {str(path)!r} was refused: it names '
+                f'{refused[1]!r}, which is code and not data. Nothing of it was run. '
+                'Convert it to plain tensors where it was made'
+            ) from error
+        reason = text.strip().partition('\n')[0]
+        raise ValueError(
+            f'checkpoint {str(path)!r} cannot be read, it is truncated or of another '
+            f'format ({type(error).__name__}: {reason})'
+        ) from error
+
+
+def _normalise(content: object, path: Path) -> dict:
+    """One form for all: a mapping with `state_dict` and `meta`.
+
+    The releases of D-FINE and RT-DETR hold `model` and, where they were saved in
+    training, `ema.module`, the weights that were evaluated: these win.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f'checkpoint {str(path)!r} holds no weights: a mapping is needed, it is '
+            f'of type {type(content).__name__}'
+        )
+    ema = content.get('ema')
+    if 'state_dict' in content:
+        weights, result = content['state_dict'], content
+    elif isinstance(ema, Mapping) and 'module' in ema:
+        print_log(f'Takes the averaged weights (ema) of {path}', 'current')
+        weights = ema['module']
+        result = {'state_dict': weights, 'meta': {}}
+    else:
+        weights = content.get('model', content)
+        result = {'state_dict': weights, 'meta': {}}
+    values = weights.values() if isinstance(weights, Mapping) else ()
+    if not any(isinstance(value, Tensor) for value in values):
+        raise ValueError(
+            f'checkpoint {str(path)!r} holds no weights; looked for tensors under '
+            "'state_dict', 'ema.module', 'model' and the top level, found the keys "
+            f'{sorted(map(str, content))[:10]}'
+        )
+    return result
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    """Read a `.pth` or `.safetensors` file.
+
+    Args:
+        filename: path; `~` is the home folder.
+        map_location: as of `torch.load`; `.safetensors` stay on the CPU.
+
+    Returns:
+        The file's mapping if it has `state_dict`; otherwise
+        `{'state_dict': weights, 'meta': {}}`.
+
+    Raises:
+        ValueError: no such file, truncated, no weights inside, or a pickle that
+            names code (which is then not run).
+    """
+    path = Path(filename).expanduser()
+    return _normalise(_read(path, map_location), path)
+
+
+def load_from_http(filename: str, map_location=None) -> dict:
+    """Download to torch's cache once, then read as `load_from_local`.
+
+    Args:
+        filename: URL.
+        map_location: as of `torch.load`.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    target = folder / Path(urlsplit(filename).path).name
+
+    def fetch() -> None:
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(target))
+
+    if get_rank() == 0:
+        fetch()
+    barrier()
+    fetch()  # on the other machines of a run
+    return load_from_local(str(target), map_location)
+
+
+def register_loaders() -> None:
+    """Put these loaders in the place of MMEngine's; repeating it is harmless."""
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        ('http://', 'https://'), load_from_http, force=True
+    )

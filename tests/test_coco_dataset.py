@@ -1,0 +1,436 @@
+"""COCO-style sets: what is kept, what is dropped and counted, what is refused."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile
+from mmdet.apis import DetInferencer
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from PIL import Image
+
+import mmbackbones.data.coco as coco_module
+from mmbackbones.data.coco import CocoDetection
+from mmbackbones.data.coco_json import read_categories
+from mmbackbones.data.det_transforms import LoadImage
+
+WIDTH, HEIGHT = 40, 30
+NAN, INF = float('nan'), float('inf')
+
+
+def image_entry(image_id: int = 1, name: str = 'a.png') -> dict:
+    return dict(id=image_id, file_name=name, width=WIDTH, height=HEIGHT)
+
+
+def box_entry(bbox: object, category_id: int = 7, image_id: int = 1, **more) -> dict:
+    return dict(
+        id=next(IDS), image_id=image_id, category_id=category_id, bbox=bbox, **more
+    )
+
+
+IDS = iter(range(1, 100_000))
+CATEGORIES = [dict(id=7, name='dog'), dict(id=3, name='cat')]
+GOOD = [4, 5, 10, 12]
+
+
+def write_set(
+    root: Path,
+    annotations: list | None = None,
+    images: list | None = None,
+    categories: list | None = None,
+) -> Path:
+    """A data root whose images are on disk; one good box by default."""
+    images = [image_entry()] if images is None else images
+    annotations = [box_entry(GOOD)] if annotations is None else annotations
+    content = dict(
+        images=images,
+        annotations=annotations,
+        categories=CATEGORIES if categories is None else categories,
+    )
+    (root / 'images').mkdir(exist_ok=True)
+    for image in images:
+        path = root / 'images' / str(image.get('file_name'))
+        path.parent.mkdir(exist_ok=True)
+        Image.new('RGB', (WIDTH, HEIGHT), (200, 10, 60)).save(path)
+    (root / 'ann.json').write_text(json.dumps(content))
+    return root
+
+
+def build(root: Path, **options: object) -> CocoDetection:
+    return CocoDetection(
+        data_root=str(root),
+        ann_file='ann.json',
+        data_prefix=dict(img='images/'),
+        **options,
+    )
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that the data set writes to the log."""
+    lines: list[str] = []
+    monkeypatch.setattr(
+        coco_module, 'print_log', lambda line, logger, level=20: lines.append(line)
+    )
+    return lines
+
+
+def boxes_of(dataset: CocoDetection, index: int = 0) -> list:
+    return [instance['bbox'] for instance in dataset.get_data_info(index)['instances']]
+
+
+def test_an_image_without_boxes_is_trained_on(tmp_path: Path, log: list[str]) -> None:
+    images = [image_entry(1), image_entry(2, 'b.png')]
+    dataset = build(write_set(tmp_path, images=images))
+    assert len(dataset) == 2
+    assert boxes_of(dataset, 1) == []
+    assert log[0].endswith(
+        'ann.json: 2 images (1 without boxes), 1 boxes, 2 classes; dropped no boxes'
+    )
+
+
+@pytest.mark.parametrize(
+    ('bbox', 'kept', 'reason'),
+    [
+        ([4, 5, 10, 12], [4, 5, 14, 17], None),
+        ([0, 0, WIDTH, HEIGHT], [0, 0, WIDTH, HEIGHT], None),
+        ([-3, -2, 10, 12], [0, 0, 7, 10], None),
+        ([35, 25, 10, 12], [35, 25, WIDTH, HEIGHT], None),
+        ([4.5, 5.5, 0.25, 0.25], [4.5, 5.5, 4.75, 5.75], None),
+        ([4, 5, 0, 12], None, 'zero-area'),
+        ([4, 5, 10, 0], None, 'zero-area'),
+        ([4, 5, -10, 12], None, 'inverted'),
+        ([4, 5, -10, -12], None, 'inverted'),
+        ([NAN, 5, 10, 12], None, 'NaN or infinite'),
+        ([4, 5, INF, 12], None, 'NaN or infinite'),
+        ([WIDTH, 5, 10, 12], None, 'outside the image'),
+        ([4, -20, 10, 12], None, 'outside the image'),
+        ([4, 5, 10], None, 'not four numbers'),
+        ([4, 5, None, 12], None, 'not four numbers'),
+        (None, None, 'not four numbers'),
+    ],
+)
+def test_boxes_are_clamped_or_dropped_and_counted(
+    bbox: object, kept: list | None, reason: str | None, tmp_path: Path, log: list[str]
+) -> None:
+    dataset = build(write_set(tmp_path, [box_entry(bbox), box_entry(GOOD)]))
+    good = [4, 5, 14, 17]
+    assert boxes_of(dataset) == ([good] if kept is None else [kept, good])
+    dropped = f'dropped 1 of 2 boxes: 1 {reason}' if reason else 'dropped no boxes'
+    assert len([line for line in log if line.endswith(dropped)]) == 1
+
+
+def test_all_drops_are_in_one_line(tmp_path: Path, log: list[str]) -> None:
+    annotations = [
+        box_entry(GOOD),
+        box_entry(GOOD, 3, iscrowd=1),
+        box_entry(GOOD, 3, iscrowd=1),
+        box_entry(GOOD, 3, ignore=1),
+        box_entry([4, 5, 0, 3], 3),
+        box_entry([NAN, 5, 3, 3], 3),
+        box_entry(GOOD, 3, image_id=99),
+    ]
+    for test_mode in (False, True):
+        log.clear()
+        dataset = build(write_set(tmp_path, annotations), test_mode=test_mode)
+        assert boxes_of(dataset) == [[4, 5, 14, 17]]
+        assert log[0].endswith(
+            'dropped 6 of 7 boxes: 3 crowd, 1 zero-area, 1 NaN or infinite, '
+            '1 of images not listed'
+        )
+
+
+def test_labels_count_the_categories_by_rising_id(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [box_entry(GOOD, 7), box_entry(GOOD, 3)])
+    dataset = build(root)
+    assert dataset.metainfo == dict(classes=('cat', 'dog'), category_ids=(3, 7))
+    labels = [x['bbox_label'] for x in dataset.get_data_info(0)['instances']]
+    assert labels == [1, 0]
+
+
+def test_stated_classes_keep_their_order(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [box_entry(GOOD, 7), box_entry(GOOD, 3)])
+    dataset = build(root, metainfo=dict(classes=('dog', 'cat')))
+    assert dataset.metainfo == dict(classes=('dog', 'cat'), category_ids=(7, 3))
+    labels = [x['bbox_label'] for x in dataset.get_data_info(0)['instances']]
+    assert labels == [0, 1]
+
+
+def test_a_part_of_the_classes_may_be_stated(tmp_path: Path, log: list[str]) -> None:
+    root = write_set(tmp_path, [box_entry(GOOD, 7), box_entry(GOOD, 3)])
+    dataset = build(root, metainfo=dict(classes=('cat',)))
+    assert dataset.metainfo == dict(classes=('cat',), category_ids=(3,))
+    assert len(boxes_of(dataset)) == 1
+    assert log[0].endswith('dropped 1 of 2 boxes: 1 of other classes')
+
+
+def test_labels_may_be_the_category_ids(tmp_path: Path, log: list[str]) -> None:
+    root = write_set(tmp_path, [box_entry(GOOD, 7), box_entry(GOOD, 3)])
+    dataset = build(root, label_from_category_id=True)
+    assert len(dataset.metainfo['classes']) == 8
+    assert dataset.metainfo['classes'][3] == 'cat'
+    assert dataset.metainfo['classes'][0] == 'unused 0'
+    assert dataset.metainfo['category_ids'] == tuple(range(8))
+    labels = [x['bbox_label'] for x in dataset.get_data_info(0)['instances']]
+    assert labels == [7, 3]
+    assert len(log) == 1  # no warning about the unused rows
+    again = build(root, label_from_category_id=True, metainfo=dataset.metainfo)
+    assert again.metainfo == dataset.metainfo
+
+
+def test_categories_without_a_box_are_named(tmp_path: Path, log: list[str]) -> None:
+    """As in Roboflow's files, where id 0 is a super-category that no box has."""
+    categories = [dict(id=0, name='animals'), *CATEGORIES]
+    root = write_set(tmp_path, [box_entry(GOOD, 7), box_entry(GOOD, 3)])
+    build(root)
+    assert len(log) == 1
+    write_set(tmp_path, [box_entry(GOOD), box_entry(GOOD, 3)], categories=categories)
+    build(root)
+    assert 'lists 1 categories without any box: animals.' in log[2]
+    build(root, test_mode=True)
+    assert len(log) == 4
+
+
+@pytest.mark.parametrize(
+    ('filter_cfg', 'kept'),
+    [
+        (None, [1, 2]),
+        (dict(), [1, 2]),
+        (dict(filter_empty_gt=True), [1]),
+        (dict(min_size=HEIGHT), [1, 2]),
+    ],
+)
+def test_filters_of_mmdet_work(
+    filter_cfg: dict | None, kept: list, tmp_path: Path
+) -> None:
+    root = write_set(tmp_path, images=[image_entry(1), image_entry(2, 'b.png')])
+    dataset = build(root, filter_cfg=filter_cfg)
+    assert [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))] == kept
+    assert len(build(root, filter_cfg=filter_cfg, test_mode=True)) == 2
+    expect_error('leaves none of the 2 images', root, filter_cfg=dict(min_size=31))
+
+
+def expect_error(pattern: str, root: Path, **options: object) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        build(root, **options)
+
+
+def test_a_missing_data_root_is_refused(tmp_path: Path) -> None:
+    expect_error(
+        r"data_root '.*nowhere' does not exist; set train_dataloader\.dataset\.data_r",
+        tmp_path / 'nowhere',
+    )
+
+
+def test_a_missing_annotation_file_is_refused(tmp_path: Path) -> None:
+    expect_error(
+        r"ann_file '.*ann\.json' does not exist; set val_dataloader\.dataset\.ann_file",
+        tmp_path,
+        test_mode=True,
+    )
+
+
+def test_a_lazy_data_set_needs_no_files(tmp_path: Path) -> None:
+    """Inference builds the test set for its metainfo, on machines without data."""
+    classes = ('cat', 'dog')
+    dataset = build(tmp_path, lazy_init=True, metainfo=dict(classes=classes))
+    assert dataset.metainfo == dict(classes=classes)
+
+
+@pytest.mark.parametrize(
+    ('text', 'pattern'),
+    [
+        ('', 'is not valid json, perhaps truncated'),
+        ('{"images": [{"id": 1, "fi', 'is not valid json, perhaps truncated'),
+        ('[]', "needs a list 'images'"),
+        ('{"images": []}', "needs a list 'annotations'"),
+        ('{"images": [], "annotations": {}}', "needs a list 'annotations'"),
+        ('{"images": [], "annotations": []}', "needs a list 'categories'"),
+        (
+            '{"images": [{"id": 1, "width": 3}], "annotations": [], "categories": []}',
+            r'images\[0\] lacks file_name, height',
+        ),
+        (
+            '{"images": [], "annotations": [{"bbox": 1}], "categories": []}',
+            r'annotations\[0\] lacks image_id, category_id',
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": ["cat"]}',
+            r'categories\[0\] lacks id, name',
+        ),
+    ],
+)
+def test_a_file_that_is_not_coco_shaped_is_refused(
+    text: str, pattern: str, tmp_path: Path
+) -> None:
+    (tmp_path / 'ann.json').write_text(text)
+    expect_error(rf'ann\.json.*{pattern}', tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'pattern'),
+    [
+        (dict(images=[]), 'lists no images'),
+        (dict(annotations=[]), 'has no annotations: there is nothing to train on'),
+        (
+            dict(annotations=[box_entry([1, 1, 0, 4]), box_entry(GOOD, iscrowd=1)]),
+            'has no usable box to train on: of 2, 1 zero-area, 1 crowd',
+        ),
+        (dict(categories=[]), 'lists no categories'),
+        (
+            dict(categories=[dict(id=7, name='a'), dict(id=7, name='b')]),
+            'lists the category id 7 more than once',
+        ),
+        (
+            dict(categories=[dict(id=7, name='a'), dict(id=8, name='a')]),
+            'lists the category name a more than once',
+        ),
+        (
+            dict(
+                annotations=[box_entry(GOOD, 0), box_entry(GOOD, 90), box_entry(GOOD)]
+            ),
+            '2 annotations of .* have a category id that .* not list: 0, 90; it lists 3, 7',
+        ),
+        (
+            dict(images=[image_entry(), image_entry()]),
+            'lists the image id 1 repeatedly',
+        ),
+    ],
+)
+def test_contents_that_cannot_be_trained_on_are_refused(
+    content: dict, pattern: str, tmp_path: Path
+) -> None:
+    expect_error(rf'ann\.json.*{pattern}|{pattern}', write_set(tmp_path, **content))
+
+
+def test_a_test_set_needs_no_annotations(tmp_path: Path) -> None:
+    content = dict(images=[image_entry()], categories=CATEGORIES)
+    write_set(tmp_path)
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    assert boxes_of(build(tmp_path, test_mode=True)) == []
+
+
+def test_classes_that_the_file_lacks_are_refused(tmp_path: Path) -> None:
+    expect_error(
+        r'metainfo\.classes names bird, cow, which .*ann\.json.* it has dog, cat',
+        write_set(tmp_path),
+        metainfo=dict(classes=('cat', 'bird', 'cow')),
+    )
+    expect_error(
+        'cannot be chosen with label_from_category_id',
+        tmp_path,
+        metainfo=dict(classes=('cat', 'dog')),
+        label_from_category_id=True,
+    )
+
+
+def test_missing_images_are_refused_or_left_out(tmp_path: Path, log: list[str]) -> None:
+    names = ['a.png', 'sub/b.png', 'c.png']
+    images = [image_entry(i, name) for i, name in enumerate(names)]
+    annotations = [box_entry(GOOD, image_id=i) for i in (0, 1, 1)]
+    root = write_set(tmp_path, annotations, images)
+    assert len(build(root)) == 3
+    (root / 'images' / 'sub' / 'b.png').unlink()
+    (root / 'images' / 'c.png').unlink()
+    pattern = r'2 of 3 images of .*ann\.json.* are not in .*: sub/b\.png, c\.png; set '
+    expect_error(pattern + r"train_.*data_prefix\.img, or missing_images='drop'", root)
+    expect_error(pattern + 'val_', root, test_mode=True, missing_images='drop')
+    log.clear()
+    assert len(build(root, missing_images='drop')) == 1
+    assert log[0].endswith(
+        '1 images (0 without boxes), 1 boxes, 2 classes; dropped 2 of 3 boxes: '
+        '2 of images not on disk; left out 2 images not on disk'
+    )
+
+
+def test_a_missing_image_folder_is_refused(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    (root / 'images' / 'a.png').unlink()
+    (root / 'images').rmdir()
+    expect_error(r'1 of 1 images of .* are not in ', root)
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    expect_error(
+        'missing_images is .skip.; choose', write_set(tmp_path), missing_images='skip'
+    )
+    expect_error('filter_cfg has min_sizes', tmp_path, filter_cfg=dict(min_sizes=3))
+
+
+def test_an_unreadable_image_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    root = write_set(tmp_path)
+    path = root / 'images' / 'a.png'
+    path.write_bytes(path.read_bytes()[:60])
+    dataset = build(root, pipeline=[dict(type=LoadImage)])
+    with pytest.raises(ValueError, match=r"image '.*a\.png' cannot be read"):
+        dataset[0]
+
+
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type=Resize, scale=(64, 64), keep_ratio=False),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=PackDetInputs, meta_keys=('img_id', 'ori_shape', 'img_shape')),
+]
+
+
+def test_a_plain_loader_reads_as_ours_does(tmp_path: Path) -> None:
+    """Also in a pipeline that is put in place later, but not one with own settings."""
+    root = write_set(tmp_path)
+    dataset = build(root, pipeline=PIPELINE)
+    assert type(dataset.pipeline.transforms[0]) is LoadImage
+    dataset.pipeline = Compose(PIPELINE[:1])
+    assert type(dataset.pipeline.transforms[0]) is LoadImage
+    chosen = [dict(type=LoadImageFromFile, color_type='unchanged')]
+    dataset.pipeline = Compose(chosen)
+    assert type(dataset.pipeline.transforms[0]) is LoadImageFromFile
+    dataset = pickle.loads(pickle.dumps(build(root, pipeline=PIPELINE)))
+    sample = dataset[0]['data_samples']
+    assert sample.ori_shape == (HEIGHT, WIDTH)
+    assert sample.gt_instances.labels.tolist() == [1]
+
+
+def test_the_test_pipeline_serves_mmdets_inferencer(tmp_path: Path) -> None:
+    """It looks for a loader of mmdet's name, in a dumped config, too."""
+    root = write_set(tmp_path)
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=PIPELINE))))
+    inferencer = DetInferencer.__new__(DetInferencer)
+    del cfg.test_dataloader.dataset.pipeline[2]  # no annotations to load
+    pipeline = inferencer._init_pipeline(cfg)
+    path = str(root / 'images' / 'a.png')
+    for source in (path, np.zeros((HEIGHT, WIDTH, 3), np.uint8)):
+        packed = pipeline(source)
+        assert packed['inputs'].shape == (3, 64, 64)
+        assert packed['data_samples'].ori_shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize('order', ['last', 'first', 'decoy'])
+def test_categories_are_read_without_the_rest(order: str, tmp_path: Path) -> None:
+    rest = dict(images=[image_entry()], annotations=[box_entry(GOOD)])
+    own = dict(categories=CATEGORIES)
+    content = {
+        'last': {**rest, **own},
+        'first': {**own, **rest},
+        'decoy': {'info': {'categories': ['x']}, 'categories ': 1, **rest, **own},
+    }[order]
+    path = tmp_path / 'ann.json'
+    for indent in (None, 2):
+        path.write_text(json.dumps(content, indent=indent))
+        assert read_categories(str(path)) == CATEGORIES
+    long = [dict(id=i, name=f'{"name" * 300} {i}') for i in range(2000)]
+    path.write_text(json.dumps({**content, 'categories': long}))
+    assert read_categories(str(path)) == long
+
+
+@pytest.mark.parametrize(
+    'text', ['', '{"categories": [{"id": 1, "na', '{"images": []}']
+)
+def test_reading_categories_refuses_what_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / 'ann.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'ann\.json'):
+        read_categories(str(path))

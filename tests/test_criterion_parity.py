@@ -1,0 +1,91 @@
+"""Every loss term and every gradient against the official criterion."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbackbones.losses import DFINECriterion
+
+_path = Path(__file__).parents[1] / 'benchmarks' / 'criterion.py'
+_spec = importlib.util.spec_from_file_location('criterion_benchmark', _path)
+benchmark = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(benchmark)
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(
+        'MMB_REFERENCE_DIR' not in os.environ,
+        reason='MMB_REFERENCE_DIR is not set; it holds the official D-FINE/',
+    ),
+]
+
+
+@pytest.fixture(scope='module')
+def official():
+    return benchmark.official_criterion()
+
+
+def compare(official, output, targets, reg_scale=4.0):
+    leaves = list(benchmark.leaves(output).items())
+    for _, leaf in leaves:
+        leaf.requires_grad_()
+    ours = DFINECriterion(reg_scale=reg_scale)(output, targets)
+    theirs = benchmark.official_losses(official, output, targets, reg_scale)
+    assert set(ours) == set(theirs)
+    for name, loss in theirs.items():
+        torch.testing.assert_close(
+            ours[name], loss, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f'{n}: {m}'
+        )
+    tensors = [leaf for _, leaf in leaves]
+    grads = [
+        torch.autograd.grad(sum(losses.values()), tensors) for losses in (ours, theirs)
+    ]
+    for (name, _), mine, reference in zip(leaves, *grads, strict=True):
+        difference = (mine - reference).abs().max() / reference.abs().max()
+        assert difference < 2e-5, f'{name}: {difference:.1e}'
+    return ours
+
+
+@pytest.mark.parametrize('num_layers', [3, 6])
+@pytest.mark.parametrize(
+    'sizes', [(5,), (1,), (3, 0, 9, 2), (0, 7, 0, 1), (40, 3), (350,)]
+)
+@pytest.mark.parametrize('reg_scale', [4.0, 8.0])
+def test_losses_and_gradients_equal_the_official(
+    official, sizes, num_layers, reg_scale
+):
+    batch = benchmark.random_batch(sizes, num_layers=num_layers, seed=len(sizes))
+    compare(official, *batch, reg_scale=reg_scale)
+
+
+@pytest.mark.parametrize('num_layers', [3, 6])
+def test_layers_that_agree_equal_the_official(official, num_layers):
+    # as late in training: boxes near the targets, layers near each other
+    output, targets = benchmark.random_batch((3, 0, 9, 2), num_layers=num_layers)
+    for queries in (output.queries, output.denoising):
+        for name in ('logits', 'boxes', 'corners'):
+            values = getattr(queries, name)
+            values.copy_(values[-1:] + 0.02 * (values - values[-1:]))
+    compare(official, output, targets)
+
+
+def test_first_iteration_equals_the_official(official):
+    # all layers alike: the official criterion then skips the distillation
+    output, targets = benchmark.random_batch((3, 0, 9, 2), num_layers=3)
+    for queries in (output.queries, output.denoising):
+        for name in ('logits', 'boxes', 'corners'):
+            values = getattr(queries, name)
+            values.copy_(values[-1:].expand_as(values).clone())
+    losses = compare(official, output, targets)
+    assert all(loss == 0 for name, loss in losses.items() if 'ddf' in name)
+
+
+def test_crossed_edges_equal_the_official(official):
+    # distributions may put the right edge left of the left one
+    output, targets = benchmark.random_batch((3, 5), num_layers=3)
+    for queries in (output.queries, output.denoising):
+        queries.boxes[:, :, ::3, 2:] *= -1
+    compare(official, output, targets)
