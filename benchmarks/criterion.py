@@ -112,6 +112,19 @@ def random_batch(
     return DecoderOutput(queries, denoising, pairs, *encoder), targets
 
 
+def bring_together(output: DecoderOutput, spread: float) -> None:
+    """Shrink the differences between layers in place, as training does.
+
+    Args:
+        output: of `random_batch`.
+        spread: 1 leaves all as it is, 0 makes every layer equal to the last.
+    """
+    for queries in (output.queries, output.denoising):
+        for name in ('logits', 'boxes', 'corners') if queries is not None else ():
+            values = getattr(queries, name)
+            values.lerp_(values[-1:].clone(), 1 - spread)
+
+
 def leaves(output: DecoderOutput) -> dict[str, Tensor]:
     """Predictions that receive a gradient, by name."""
     found = {'enc_logits': output.enc_logits, 'enc_boxes': output.enc_boxes}
@@ -275,6 +288,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--boxes', type=int, default=600, help='in the whole batch')
     parser.add_argument('--num-layers', type=int, default=6)
     parser.add_argument('--num-queries', type=int, default=300)
+    parser.add_argument('--spread', type=float, default=1.0, help='between layers')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--out', help='folder of the result file')
@@ -292,6 +306,7 @@ def main() -> None:
     output, targets = random_batch(
         sizes, num_layers=args.num_layers, num_queries=args.num_queries
     )
+    bring_together(output, args.spread)
     for tensor in leaves(output).values():
         tensor.requires_grad_()
 
@@ -306,6 +321,7 @@ def main() -> None:
             'boxes': args.boxes,
             'layers': args.num_layers,
             'queries': args.num_queries,
+            'spread': args.spread,
             'device': 'cpu',
             'threads': args.threads,
             'repeats': args.repeats,
@@ -347,7 +363,7 @@ def main() -> None:
     if args.out:
         name = (
             f'criterion_l{args.num_layers}_b{args.batch_size}_{args.boxes}boxes'
-            f'_cpu{args.threads}_torch{torch.__version__.split("+")[0]}.json'
+            f'_spread{args.spread:g}_cpu{args.threads}_torch{torch.__version__.split("+")[0]}.json'
         )
         Path(args.out, name).write_text(json.dumps(result, indent=2) + '\n')
 

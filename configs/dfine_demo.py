@@ -7,7 +7,23 @@ AP 0.5 or better on unseen images is the aim; see the README for what it reaches
     python tools/train.py configs/dfine_demo.py --data-root outputs/demo/data
 """
 
+from mmdet.datasets.transforms import (
+    LoadAnnotations,
+    PackDetInputs,
+    RandomFlip,
+    Resize,
+)
 from mmengine.config import read_base
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from mmengine.runner import EpochBasedTrainLoop
+
+from mmbackbones.backbones.hgnetv2 import HGNetV2
+from mmbackbones.data.det_transforms import (
+    DropSmallBoxes,
+    LoadImage,
+    RandomIoUCrop,
+    RandomZoomOut,
+)
 
 with read_base():
     from .dfine_hgnetv2_b0_coco import *
@@ -30,4 +46,81 @@ model.backbone = dict(
         use_learnable_affine_block=True,
     ),
     out_indices=(1, 2, 3),
+)
+model.neck.update(hidden_dim=64, feedforward_channels=128)
+model.decoder.update(
+    num_classes=None,  # follows the annotation file
+    hidden_dim=64,
+    num_queries=60,
+    num_layers=2,
+    feedforward_channels=128,
+    num_denoising=50,
+    eval_size_hw=(128, 128),
+)
+model.data_preprocessor.batch_augments = None
+model.test_cfg.max_per_img = 60
+
+_resize = dict(type=Resize, scale=(128, 128), keep_ratio=False, backend='pillow')
+train_pipeline = [
+    dict(type=LoadImage),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=RandomZoomOut, side_range=(1, 2), prob=0.3),
+    dict(type=RandomIoUCrop, prob=0.3),
+    dict(type=RandomFlip, prob=0.5),
+    _resize,
+    dict(type=DropSmallBoxes),
+    dict(type=PackDetInputs),
+]
+final_pipeline = [
+    dict(type=LoadImage),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=RandomFlip, prob=0.5),
+    _resize,
+    dict(type=PackDetInputs),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    _resize,
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=PackDetInputs),
+]
+
+train_dataloader.update(batch_size=16, num_workers=1)
+train_dataloader.dataset.update(
+    data_root=data_root,
+    ann_file='annotations/instances_train.json',
+    data_prefix=dict(img='train/'),
+    pipeline=train_pipeline,
+)
+val_dataloader.update(batch_size=25, num_workers=1)
+val_dataloader.dataset.update(
+    data_root=data_root,
+    ann_file='annotations/instances_val.json',
+    data_prefix=dict(img='val/'),
+    pipeline=test_pipeline,
+)
+test_dataloader = val_dataloader
+val_evaluator.ann_file = None  # follows the val data set
+test_evaluator = val_evaluator
+
+optim_wrapper.optimizer.lr = 1e-3
+optim_wrapper.paramwise_cfg.groups[0].lr_mult = 1.0
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type=CosineAnnealingLR,
+        eta_min_ratio=0.02,
+        by_epoch=True,
+        begin=8,
+        end=16,
+        convert_to_iter_based=True,
+    ),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=16, val_interval=4)
+default_hooks.logger.interval = 10
+default_hooks.checkpoint.interval = 4
+default_hooks.ema.update(momentum=0.01, warmup_iters=100)
+default_hooks.stage_switch.update(
+    num_final_epochs=2, pipeline=final_pipeline, reload_best=False
 )

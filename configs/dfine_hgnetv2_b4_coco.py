@@ -8,9 +8,8 @@ strong augmentation and multi-scale.
 """
 
 from mmengine.config import read_base
-from mmengine.hooks import EMAHook
 
-from mmbackbones.engine.ema import RampEMA
+from mmbackbones.engine.ema import RampEMAHook
 from mmbackbones.engine.stage_switch import StageSwitchHook
 
 with read_base():
@@ -54,8 +53,7 @@ optim_wrapper.paramwise_cfg = dict(
 train_cfg.max_epochs = 80
 default_hooks.update(
     ema=dict(
-        type=EMAHook,
-        ema_type=RampEMA,
+        type=RampEMAHook,
         momentum=1e-4,  # decay 0.9999
         warmup_iters=1000,
     ),

@@ -103,6 +103,19 @@ TOYS = dict(
     ),
 )
 
+# HGNetV2 in the fields of transformers' configuration.
+TOY_BACKBONE = dict(
+    stem_channels=[3, 8, 8],
+    stage_in_channels=[8, 16, 24, 32],
+    stage_mid_channels=[8, 8, 8, 8],
+    stage_out_channels=[16, 24, 32, 40],
+    stage_num_blocks=[1, 1, 2, 1],
+    stage_downsample=[False, True, True, True],
+    stage_light_block=[False, False, True, True],
+    stage_kernel_size=[3, 3, 5, 5],
+    stage_numb_of_layers=[2, 2, 2, 2],
+)
+
 
 def build(
     spec: dict, num_classes: int = 80, **decoder: object

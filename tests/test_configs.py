@@ -120,7 +120,7 @@ def test_final_pipeline_lacks_strong_augmentation() -> None:
     def names(pipeline: list) -> list[str]:
         return [step.type.__name__ for step in pipeline]
 
-    strong = ['PhotometricDistort', 'Expand', 'RandomIoUCrop']
+    strong = ['PhotometricDistort', 'RandomZoomOut', 'RandomIoUCrop']
     full = names(cfg.train_dataloader.dataset.pipeline)
     final = names(cfg.default_hooks.stage_switch.pipeline)
     assert [name for name in full if name not in strong] == [

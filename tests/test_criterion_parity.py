@@ -63,22 +63,16 @@ def test_losses_and_gradients_equal_the_official(
 
 @pytest.mark.parametrize('num_layers', [3, 6])
 def test_layers_that_agree_equal_the_official(official, num_layers):
-    # as late in training: boxes near the targets, layers near each other
+    # as late in training
     output, targets = benchmark.random_batch((3, 0, 9, 2), num_layers=num_layers)
-    for queries in (output.queries, output.denoising):
-        for name in ('logits', 'boxes', 'corners'):
-            values = getattr(queries, name)
-            values.copy_(values[-1:] + 0.02 * (values - values[-1:]))
+    benchmark.bring_together(output, 0.02)
     compare(official, output, targets)
 
 
 def test_first_iteration_equals_the_official(official):
     # all layers alike: the official criterion then skips the distillation
     output, targets = benchmark.random_batch((3, 0, 9, 2), num_layers=3)
-    for queries in (output.queries, output.denoising):
-        for name in ('logits', 'boxes', 'corners'):
-            values = getattr(queries, name)
-            values.copy_(values[-1:].expand_as(values).clone())
+    benchmark.bring_together(output, 0)
     losses = compare(official, output, targets)
     assert all(loss == 0 for name, loss in losses.items() if 'ddf' in name)
 

@@ -12,7 +12,9 @@ from mmbackbones.ops.predictions import DecoderOutput, QueryPredictions
 @pytest.fixture
 def detector() -> torch.nn.Module:
     torch.manual_seed(0)
-    return MODELS.build(toy_detector_cfg())
+    model = MODELS.build(toy_detector_cfg())
+    model.init_weights()
+    return model
 
 
 def test_channels_and_strides_follow_the_backbone(detector: torch.nn.Module) -> None:

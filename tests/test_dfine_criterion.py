@@ -188,19 +188,7 @@ def test_boxes_are_judged_by_the_union_and_scores_by_their_own_matches():
 def test_equal_layers_have_equal_losses_and_nothing_to_distil():
     # as at initialisation, where all heads give the same
     output, targets = benchmark.random_batch((3, 1), **SMALL)
-
-    def last(queries):
-        return dataclasses.replace(
-            queries,
-            **{
-                name: getattr(queries, name)[-1:].expand(3, -1, -1, -1)
-                for name in ('logits', 'boxes', 'corners')
-            },
-        )
-
-    output = dataclasses.replace(
-        output, queries=last(output.queries), denoising=last(output.denoising)
-    )
+    benchmark.bring_together(output, 0)
     losses = DFINECriterion()(output, targets)
     assert all(loss == 0 for name, loss in losses.items() if 'ddf' in name)
     for name in ('loss_vfl', 'loss_bbox', 'loss_giou', 'loss_fgl'):

@@ -392,6 +392,13 @@ def test_nothing_is_read_back_from_the_device():
     assert decoder.eval()(encoder(maps)).queries.logits.shape == (1, 2, 300, 80)
 
 
+def test_compilation_meets_no_graph_break():
+    decoder, maps = toy('N')
+    compiled = torch.compile(decoder, backend='eager', fullgraph=True)
+    with torch.no_grad():
+        assert_close(vars(compiled(maps).queries), vars(decoder(maps).queries))
+
+
 # Deploy
 
 

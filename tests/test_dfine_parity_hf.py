@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dfine_helpers import build, calibrate, randomise
+from dfine_helpers import TOY_BACKBONE, build, calibrate, randomise
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -11,17 +11,6 @@ from mmbackbones.convert.dfine import HUGGING_FACE
 
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 
-ARCH = dict(
-    stem_channels=[3, 8, 8],
-    stage_in_channels=[8, 16, 24, 32],
-    stage_mid_channels=[8, 8, 8, 8],
-    stage_out_channels=[16, 24, 32, 40],
-    stage_num_blocks=[1, 1, 2, 1],
-    stage_downsample=[False, True, True, True],
-    stage_light_block=[False, False, True, True],
-    stage_kernel_size=[3, 3, 5, 5],
-    stage_numb_of_layers=[2, 2, 2, 2],
-)
 # In the manner of N (affine, two maps) and X (projections in the decoder).
 CASES = dict(
     N=dict(
@@ -71,10 +60,10 @@ def build_theirs(spec: dict, use_lab: bool) -> nn.Module:
     num_levels = len(spec['in_channels'])
     config = transformers.DFineConfig(
         backbone_config=transformers.HGNetV2Config(
-            **ARCH,
+            **TOY_BACKBONE,
             use_learnable_affine_block=use_lab,
-            hidden_sizes=ARCH['stage_out_channels'],
-            depths=ARCH['stage_num_blocks'],
+            hidden_sizes=TOY_BACKBONE['stage_out_channels'],
+            depths=TOY_BACKBONE['stage_num_blocks'],
             out_indices=[2, 3, 4][-num_levels:],
         ),
         freeze_backbone_batch_norms=False,
@@ -106,7 +95,7 @@ def build_pair(case: dict) -> tuple[nn.ModuleDict, nn.Module]:
     num_levels = len(spec['in_channels'])
     encoder, decoder = build(spec, num_classes=7)
     backbone = HGNetV2(
-        dict(ARCH, use_learnable_affine_block=use_lab),
+        dict(TOY_BACKBONE, use_learnable_affine_block=use_lab),
         out_indices=(1, 2, 3)[-num_levels:],
     )
     ours = nn.ModuleDict(dict(backbone=backbone, encoder=encoder, decoder=decoder))

@@ -7,11 +7,9 @@ from backbone_helpers import fill, image, relative_errors
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmbackbones.backbones.hiera import Hiera
+from mmbackbones.backbones import Hiera
 from mmbackbones.layers.drop import DropPath
-from mmbackbones.layers.hiera_block import HieraBlock, WindowAttention
-from mmbackbones.layers.position_table import resample_table, tile_table
-from mmbackbones.layers.windows import merge_windows, partition_windows
+from mmbackbones.layers.hiera_block import HieraBlock
 
 ALL = (0, 1, 2, 3)
 TINY = dict(embed_dims=96, num_heads=1, depths=[1, 2, 7, 2])
@@ -148,13 +146,21 @@ def test_any_size_equals_padding_by_hand_and_cropping(spec, size):
             assert_close(found, whole[..., :rows, :columns])
 
 
-def test_windows_as_large_as_the_grid_are_global_attention():
+@pytest.mark.parametrize('antialias', [False, True])
+def test_windows_as_large_as_the_grid_are_global_attention(antialias):
     # On 64 pixels the grids are 16, 8, 4 and 2 tokens wide.
-    spec = {**TOY_WINDOW, 'window_spec': [8, 4, 4, 2], 'global_att_blocks': []}
+    spec = {
+        **TOY_WINDOW,
+        'window_spec': [8, 4, 4, 2],
+        'global_att_blocks': [],
+        'pos_embed_antialias': antialias,
+    }
     trunk = fill_hiera(Hiera(spec, out_indices=ALL).eval())
     plain = Hiera({**TOY, 'pos_embed_size': [16, 16]}, out_indices=ALL).eval()
     state = trunk.state_dict()
-    table = F.interpolate(state['pos_embed'], size=(16, 16), mode='bicubic')
+    table = F.interpolate(
+        state['pos_embed'], size=(16, 16), mode='bicubic', antialias=antialias
+    )
     table = table + state.pop('pos_embed_window').tile(2, 2)
     plain.load_state_dict({**state, 'pos_embed': table.flatten(2).mT})
     with torch.no_grad():
@@ -176,70 +182,6 @@ def test_the_first_block_of_a_stage_has_the_windows_of_the_one_before(arch, wind
     with torch.device('meta'):
         net = Hiera(arch)
     assert [block.attn.window for block in net.blocks] == windows
-
-
-@pytest.mark.parametrize('pool_query', [False, True])
-@pytest.mark.parametrize('size', [(2, 8, 12), (1, 6, 10), (1, 2, 2)])
-@pytest.mark.parametrize('side', [4, 8])
-def test_window_attention_is_masked_global_attention(side, size, pool_query):
-    frames, height, width = size
-    attn = WindowAttention(6, 12, 2, window=side, pool_query=pool_query)
-    fill(attn).eval()
-    x = image(2, *size, 6)
-    bottom, right = -height % side, -width % side
-    padded = F.pad(x, (0, 0, 0, right, 0, bottom))
-    grid = padded.shape[2:4]
-
-    t, row, column = torch.meshgrid(
-        *(torch.arange(n) for n in (frames, *grid)), indexing='ij'
-    )
-    window_of_key = torch.stack((t, row // side, column // side), -1).flatten(0, 2)
-    q, k, v = attn.qkv(padded).chunk(3, dim=-1)  # (N, T, H, W, 12)
-    window_of_query = window_of_key
-    if pool_query:
-        q = q.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).amax((3, 5))
-        window_of_query = window_of_key.view(frames, *grid, 3)[:, ::2, ::2].flatten(
-            0, 2
-        )
-    same = (window_of_query[:, None] == window_of_key).all(-1)
-    q, k, v = (y.flatten(1, 3).unflatten(-1, (2, 6)).transpose(1, 2) for y in (q, k, v))
-    scores = (q @ k.mT / 6**0.5).masked_fill(~same, float('-inf'))
-    y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    step = 2 if pool_query else 1
-    y = attn.proj(y).unflatten(1, (frames, grid[0] // step, grid[1] // step))
-    assert_close(attn(x), y[:, :, : height // step, : width // step])
-
-
-@pytest.mark.parametrize('shape', [(1, 1, 1, 1, 1), (2, 3, 8, 4, 2), (1, 2, 5, 7, 3)])
-@pytest.mark.parametrize('side', [1, 4])
-def test_merging_undoes_the_partition(shape, side):
-    x = image(*shape)
-    windows = partition_windows(x, side)
-    assert windows.shape[1:] == (1, side, side, shape[-1])
-    assert_close(merge_windows(windows, shape[:4]), x)
-    first = F.pad(x, (0, 0, 0, side, 0, side))[0, 0, :side, :side]
-    assert_close(windows[0, 0], first)
-
-
-def test_a_table_is_stretched_in_space_and_time_or_left_alone():
-    table = image(1, 2, 4, 6)
-    assert resample_table(table, (4, 6)) is table
-    flat = torch.full((1, 2, 4, 6), 3.0)
-    assert_close(resample_table(flat, (7, 5)), torch.full((1, 2, 7, 5), 3.0))
-    pillow = resample_table(table, (8, 12), antialias=True)
-    assert not torch.allclose(pillow, resample_table(table, (8, 12)))
-    times = torch.tensor([[[0.0, 4.0]]])
-    assert_close(resample_table(times, (4,)), torch.tensor([[[0.0, 1.0, 3.0, 4.0]]]))
-
-
-@pytest.mark.parametrize('size', [(2, 3), (4, 6), (5, 4), (1, 1)])
-def test_a_window_table_repeats_from_the_top_left(size):
-    table = image(1, 2, 2, 3)
-    tiled = tile_table(table, size)
-    assert tiled.shape == (1, 2, *size)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            assert_close(tiled[..., row, column], table[..., row % 2, column % 3])
 
 
 def test_video_frames_meet_in_global_attention_only():
@@ -332,6 +274,24 @@ def test_layers_drop_more_from_block_to_block():
         net = Hiera('tiny', drop_path_rate=0.22)
     rates = [m.rate for m in net.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.02 * i for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'tables'),
+    [
+        (dict(arch='tiny'), ['pos_embed']),
+        (dict(arch='sam2_tiny'), ['pos_embed', 'pos_embed_window']),
+        (
+            dict(arch='tiny', num_frames=16),
+            ['pos_embed_spatial', 'pos_embed_temporal'],
+        ),
+    ],
+)
+def test_position_tables_freeze_with_the_patches(kwargs, tables):
+    with torch.device('meta'):
+        net = Hiera(**kwargs, frozen_stages=0)
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert frozen == [*tables, 'patch_embed.proj.weight', 'patch_embed.proj.bias']
 
 
 def test_layer_depths_count_blocks_and_put_tables_with_the_stem():

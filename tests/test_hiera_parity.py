@@ -23,7 +23,7 @@ from backbone_helpers import image, relative_errors
 from test_hiera import fill_hiera
 from torch import Tensor, nn
 
-from mmbackbones.backbones.hiera import Hiera
+from mmbackbones.backbones import Hiera
 
 pytestmark = pytest.mark.parity
 

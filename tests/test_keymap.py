@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from dfine_helpers import TOYS, build
-from helpers import TOY_ARCH
+from dfine_helpers import TOY_BACKBONE, TOYS, build
 from torch import Tensor
 
 from mmbackbones.backbones import HGNetV2
@@ -135,7 +134,7 @@ def official_state(size: str) -> dict[str, Tensor]:
     """Random values under all names of a toy D-FINE with its backbone."""
     generator = torch.Generator().manual_seed(0)
     encoder, decoder = build(TOYS[size])
-    backbone = HGNetV2(dict(TOY_ARCH, use_learnable_affine_block=size == 'N'))
+    backbone = HGNetV2(dict(TOY_BACKBONE, use_learnable_affine_block=size == 'N'))
     state = {
         f'{part}.{name}': value
         for part, module in (

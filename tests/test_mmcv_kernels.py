@@ -68,7 +68,7 @@ def slow_nms(boxes, scores, threshold, offset):
 
 
 @pytest.mark.parametrize('num', [0, 1, 2, 60, 150])
-@pytest.mark.parametrize('block', [7, 1024])
+@pytest.mark.parametrize('block', [7, 128])
 @pytest.mark.parametrize(('threshold', 'offset'), [(0.3, 0), (0.6, 1), (0.0, 0)])
 def test_nms_equals_loop(stand_in, monkeypatch, num, block, threshold, offset):
     monkeypatch.setattr(mmcv_box_kernels, 'NMS_BLOCK', block)

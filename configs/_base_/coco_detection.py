@@ -1,7 +1,6 @@
 """COCO 2017 detection at 640 x 640 with the published D-FINE augmentation."""
 
 from mmdet.datasets.transforms import (
-    Expand,
     LoadAnnotations,
     PackDetInputs,
     RandomFlip,
@@ -15,6 +14,7 @@ from mmbackbones.data.det_transforms import (
     LoadImage,
     PhotometricDistort,
     RandomIoUCrop,
+    RandomZoomOut,
 )
 from mmbackbones.evaluation.coco import FastCocoMetric
 
@@ -38,8 +38,8 @@ train_pipeline = [
     dict(type=LoadImage),
     dict(type=LoadAnnotations, with_bbox=True),
     dict(type=PhotometricDistort),
-    dict(type=Expand, mean=(0, 0, 0), ratio_range=(1, 4), prob=0.5),
-    dict(type=RandomIoUCrop, prob=0.8),
+    dict(type=RandomZoomOut),
+    dict(type=RandomIoUCrop),
     dict(type=DropSmallBoxes),
     dict(type=RandomFlip, prob=0.5),
     _resize,
@@ -56,8 +56,9 @@ final_pipeline = [
     dict(type=DropSmallBoxes),
     _pack,
 ]
+# By this name DetInferencer finds the loader; CocoDetection reads with LoadImage.
 test_pipeline = [
-    dict(type=LoadImage),
+    dict(type='LoadImageFromFile'),
     _resize,
     dict(type=LoadAnnotations, with_bbox=True),
     _pack,

@@ -9,11 +9,11 @@ from mmengine.hooks import (
     LoggerHook,
     ParamSchedulerHook,
 )
-from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend
 
 from mmbackbones.engine.curves import CurveHook
 from mmbackbones.engine.load_report import LoadReportHook
+from mmbackbones.engine.train_log import CompactLogProcessor, LogHistoryHook
 
 default_scope = 'mmdet'
 custom_imports = dict(imports=['mmbackbones'], allow_failed_imports=False)
@@ -33,6 +33,7 @@ default_hooks = dict(
     sampler_seed=dict(type=DistSamplerSeedHook),
     visualization=dict(type=DetVisualizationHook),
     load_report=dict(type=LoadReportHook),
+    log_history=dict(type=LogHistoryHook),
     curves=dict(type=CurveHook),
 )
 
@@ -48,7 +49,7 @@ visualizer = dict(
     vis_backends=[dict(type=LocalVisBackend)],
     name='visualizer',
 )
-log_processor = dict(type=LogProcessor, window_size=50, by_epoch=True)
+log_processor = dict(type=CompactLogProcessor, window_size=50, by_epoch=True)
 log_level = 'INFO'
 load_from = None
 resume = False

@@ -20,9 +20,7 @@ model = dict(
         mean=(0, 0, 0),
         std=(255, 255, 255),
         bgr_to_rgb=True,
-        batch_augments=[
-            dict(type=MultiScaleResize, base_size=(640, 640), base_size_repeat=4)
-        ],
+        batch_augments=[dict(type=MultiScaleResize, base_size_repeat=4)],
     ),
     backbone=dict(
         type=HGNetV2,

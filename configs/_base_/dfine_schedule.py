@@ -10,7 +10,9 @@ optim_wrapper = dict(
     type=AmpOptimWrapper,
     loss_scale='dynamic',
     constructor=ParamGroupConstructor,
-    optimizer=dict(type=AdamW, lr=2.5e-4, betas=(0.9, 0.999), weight_decay=1.25e-4),
+    optimizer=dict(
+        type=AdamW, lr=2.5e-4, betas=(0.9, 0.999), weight_decay=1.25e-4, fused=True
+    ),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     paramwise_cfg=dict(groups=[]),
 )

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import exists
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from mmbackbones.data.classes import resolve_classes
 
@@ -68,19 +67,21 @@ def _rebase(cfg: Config, new_root: str) -> None:
         )
     new_root = os.path.join(new_root, '')
 
-    def replace(value: object) -> object:
-        if isinstance(value, str) and value.startswith(old_root):
-            return new_root + value[len(old_root) :]
-        if isinstance(value, dict):
-            for key in list(value):
-                value[key] = replace(value[key])
-        elif isinstance(value, list | tuple):
-            return type(value)(replace(item) for item in value)
-        return value
+    def replace(table: dict) -> None:
+        # Only what changes is written: reading a lazy type gives its class, which
+        # must not be stored, or the config cannot be dumped.
+        for key in list(table):
+            value = table[key]
+            if isinstance(value, str) and value.startswith(old_root):
+                table[key] = new_root + value[len(old_root) :]
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, dict):
+                    replace(item)
 
-    for key in list(cfg):
-        if key == 'data_root' or key.endswith(('_dataloader', '_evaluator')):
-            cfg[key] = replace(cfg[key])
+    cfg.data_root = new_root
+    for key in cfg:
+        if key.endswith(('_dataloader', '_evaluator')) and isinstance(cfg[key], dict):
+            replace(cfg[key])
 
 
 def _check_writable(work_dir: str) -> None:
@@ -99,7 +100,7 @@ def _check_writable(work_dir: str) -> None:
 def set_amp(cfg: Config, enabled: bool) -> None:
     """Switch automatic mixed precision on or off, keeping all other options."""
     wrapper = cfg.optim_wrapper
-    wrapper.type = AmpOptimWrapper if enabled else OptimWrapper
+    wrapper.type = 'AmpOptimWrapper' if enabled else 'OptimWrapper'
     if enabled:
         wrapper.setdefault('loss_scale', 'dynamic')
     else:
@@ -110,7 +111,8 @@ def set_amp(cfg: Config, enabled: bool) -> None:
 def prepare(cfg: Config, *, training: bool = True) -> Config:
     """Fit the config to this machine and to its data, in place.
 
-    - `decoder.num_classes` and class names follow from the annotation file;
+    - `decoder.num_classes`, class names and the evaluator's ground truth follow from
+      the annotation files;
     - pre-trained backbone weights that are not on disk are left out, with a
       warning (nothing is ever downloaded);
     - without a GPU: no AMP, no SyncBN, gloo between processes.
@@ -125,10 +127,21 @@ def prepare(cfg: Config, *, training: bool = True) -> Config:
     """
     if 'model' in cfg and 'decoder' in cfg.model:
         resolve_classes(cfg)
+    _follow_annotation_files(cfg)
     _check_pretrained(cfg, training)
     if not torch.cuda.is_available():
         _fit_to_cpu(cfg)
     return cfg
+
+
+def _follow_annotation_files(cfg: Config) -> None:
+    """An evaluator without `ann_file` takes that of its data set."""
+    for split in ('val', 'test'):
+        evaluator = cfg.get(f'{split}_evaluator')
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        if isinstance(evaluator, dict) and evaluator.get('ann_file', '') is None:
+            root = dataset.get('data_root') or ''
+            evaluator.ann_file = os.path.join(root, dataset.get('ann_file') or '')
 
 
 def _check_pretrained(cfg: Config, training: bool) -> None:

@@ -1,3 +1,16 @@
 from .keymap import ConversionReport, KeyMap, Rule, Transform
+from .source import Source
+from .sources import SOURCES, Conversion, from_ours, recognise, to_ours
 
-__all__ = ['ConversionReport', 'KeyMap', 'Rule', 'Transform']
+__all__ = [
+    'SOURCES',
+    'Conversion',
+    'ConversionReport',
+    'KeyMap',
+    'Rule',
+    'Source',
+    'Transform',
+    'from_ours',
+    'recognise',
+    'to_ours',
+]

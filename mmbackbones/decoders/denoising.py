@@ -74,7 +74,7 @@ def make_denoising_queries(
     slots, pairs = _layout(targets.sizes, most, num_groups, device)
 
     # Slots of missing boxes read the extra last row. (N, M) -> (N, R)
-    labels = torch.cat((targets.labels, targets.labels.new_tensor([num_classes])))
+    labels = torch.cat((targets.labels, targets.labels.new_full((1,), num_classes)))
     labels = labels[slots].repeat(1, 2 * num_groups)
     boxes = torch.cat((targets.boxes, targets.boxes.new_zeros(1, 4)))
     boxes = boxes[slots].repeat(1, 2 * num_groups, 1)

@@ -283,6 +283,7 @@ class DFINEDecoder(QuerySelection):
 
     def switch_to_deploy(self) -> None:
         """Drop, in place, what evaluation does not use; training is over."""
+        self.eval()
         last = self.eval_layer
         self.decoder.layers = self.decoder.layers[: last + 1]
         self.dec_bbox_head = self.dec_bbox_head[: last + 1]

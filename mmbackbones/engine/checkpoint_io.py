@@ -7,6 +7,7 @@ is always on, and what MMEngine's Runner saves is allowed, name by name.
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,8 @@ from torch.serialization import (
     clear_safe_globals,
     get_safe_globals,
 )
+
+from mmbackbones.convert.paddle_reader import is_plain_pickle, read_pdparams
 
 __all__ = ['load_from_http', 'load_from_local', 'register_loaders']
 
@@ -62,8 +65,15 @@ def _allowed_globals() -> tuple[Callable, ...]:
             multiarray.append(_under_name(path, function))
     return (
         HistoryBuffer,
-        _under_name('builtins.getattr', _history_method),
-        _under_name('__builtin__.getattr', _history_method),  # torch 2.4 says it so
+        Namespace,  # the arguments, in what the official trainers save
+        *(
+            _under_name(f'{builtins}.{name}', function)
+            for builtins in ('builtins', '__builtin__')  # the second in torch 2.4
+            for name, function in (
+                ('getattr', _history_method),
+                ('bytes', lambda: b''),  # the data of an empty array
+            )
+        ),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(kind)) for kind in ARRAY_DTYPES),
@@ -92,6 +102,8 @@ def _read(path: Path, map_location) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if is_plain_pickle(path):
+            return read_pdparams(path)
         with _allowing(_allowed_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch lets through whatever a broken file provokes
@@ -114,7 +126,8 @@ def _normalise(content: object, path: Path) -> dict:
     """One form for all: a mapping with `state_dict` and `meta`.
 
     The releases of D-FINE and RT-DETR hold `model` and, where they were saved in
-    training, `ema.module`, the weights that were evaluated: these win.
+    training, `ema.module`, the weights that were evaluated: these win. Those of
+    Hiera hold `model_state`.
     """
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -129,20 +142,20 @@ def _normalise(content: object, path: Path) -> dict:
         weights = ema['module']
         result = {'state_dict': weights, 'meta': {}}
     else:
-        weights = content.get('model', content)
+        weights = content.get('model', content.get('model_state', content))
         result = {'state_dict': weights, 'meta': {}}
     values = weights.values() if isinstance(weights, Mapping) else ()
     if not any(isinstance(value, Tensor) for value in values):
         raise ValueError(
             f'checkpoint {str(path)!r} holds no weights; looked for tensors under '
-            "'state_dict', 'ema.module', 'model' and the top level, found the keys "
-            f'{sorted(map(str, content))[:10]}'
+            "'state_dict', 'ema.module', 'model', 'model_state' and the top level, "
+            f'found the keys {sorted(map(str, content))[:10]}'
         )
     return result
 
 
 def load_from_local(filename: str, map_location=None) -> dict:
-    """Read a `.pth` or `.safetensors` file.
+    """Read a `.pth`, `.safetensors` or `.pdparams` file.
 
     Args:
         filename: path; `~` is the home folder.

@@ -6,6 +6,7 @@ Each is small, does nothing where it is not needed, and may run twice.
 import importlib.util
 import pkgutil
 
+from mmbackbones.engine import pretrained
 from mmbackbones.engine.checkpoint_io import register_loaders
 
 __all__ = ['apply']
@@ -27,3 +28,4 @@ def apply() -> None:
     """Apply all repairs; called once by `import mmbackbones`."""
     _restore_find_loader()
     register_loaders()
+    pretrained.install()

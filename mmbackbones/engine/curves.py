@@ -96,6 +96,7 @@ def draw_curves(
             right.plot(*_columns(points), marker='.', linewidth=1, label=label)
     right.set(title='validation', xlabel=unit)
     if right.lines:
+        right.set_ylim(bottom=0)
         right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -24,6 +24,7 @@ from mmbackbones.convert.objects365 import (
     OBJECTS365_CLASSES,
     match_classes,
 )
+from mmbackbones.convert.sources import to_ours
 from mmbackbones.registry import HOOKS
 
 __all__ = ['LoadReport', 'LoadReportHook', 'fit_state_dict']
@@ -88,6 +89,7 @@ def fit_state_dict(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Make a checkpoint's weights fit a model; neither is changed.
 
+    - Names of other makers become ours, see `mmbackbones.convert`.
     - A file with the backbone's weights alone (`stem...`, `stages...`) goes into
       `model.backbone`.
     - Class rows (score heads, denoising embedding) of another list of classes are
@@ -116,6 +118,11 @@ def fit_state_dict(
         key.removeprefix('module.'): value
         for key, value in checkpoint['state_dict'].items()
     }
+    if not all(key in target for key in source):
+        source, conversion = to_ours(source)
+        if conversion is not None:
+            report.notes.append(str(conversion.source))
+            report.dropped.update(conversion.dropped)
     scope = list(target)
     if _is_backbone(source, target):
         report.notes.append('it holds a backbone, which goes into model.backbone')

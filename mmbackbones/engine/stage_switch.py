@@ -206,8 +206,8 @@ class StageSwitchHook(Hook):
             self._update(runner, attempt_score=None)
             if runner.epoch < runner.max_epochs:
                 runner.logger.info(
-                    f'{self.monitor} {score:.4f} is not above {to_beat:.4f}: the '
-                    'epoch is undone'
+                    f'{self.monitor} {score:.4f} is not above {to_beat:.4f}: back to '
+                    'the best of the first stage'
                 )
                 self._reload(runner)
         # This epoch's checkpoint was written before its validation; a run that is

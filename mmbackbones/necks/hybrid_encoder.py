@@ -205,4 +205,5 @@ class HybridEncoder(BaseModule):
 
         As published, `input_proj` keeps its batch-norms.
         """
+        self.eval()
         switch_to_deploy(self)

@@ -17,14 +17,13 @@ T sampling points of all bins.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmbackbones.ops.mmcv_kernels import kernel, wide
 
 __all__ = ['nms', 'roi_align_backward', 'roi_align_forward', 'softnms']
 
-NMS_BLOCK = 1024  # rows of the IoU table that are held at once
+NMS_BLOCK = 128  # rows of the IoU table held at once; larger ones leave the cache
 MAX_POOL_CHUNK = 64  # regions whose sampled values are held at once
 
 
@@ -33,13 +32,16 @@ MAX_POOL_CHUNK = 64  # regions whose sampled values are held at once
 
 def _iou_table(boxes_a: Tensor, boxes_b: Tensor, offset: int) -> Tensor:
     """IoU of each of `(A, 4)` with each of `(B, 4)` xyxy boxes: `(A, B)`."""
-    low = torch.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    high = torch.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    inter = (high - low + offset).clamp(min=0).prod(-1)
+    inter = 1.0
+    for low, high in ((0, 2), (1, 3)):  # x, then y; in place, the table is large
+        start = torch.maximum(boxes_a[:, None, low], boxes_b[:, low])
+        extent = torch.minimum(boxes_a[:, None, high], boxes_b[:, high]).sub_(start)
+        inter = extent.add_(offset).clamp_(min=0).mul_(inter)
     area_a, area_b = (
-        (b[:, 2:] - b[:, :2] + offset).prod(-1) for b in (boxes_a, boxes_b)
+        (b[:, 2] - b[:, 0] + offset) * (b[:, 3] - b[:, 1] + offset)
+        for b in (boxes_a, boxes_b)
     )
-    return inter / (area_a[:, None] + area_b - inter)
+    return inter / (area_a[:, None] + area_b).sub_(inter)
 
 
 @kernel
@@ -122,41 +124,51 @@ def softnms(
 # -- RoIAlign -----------------------------------------------------------------------
 
 
-def _roi_samples(
+def _roi_grid(
     rois: Tensor,
     bins_hw: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the bins of `(K, 5)` regions lie: three `(K, 2)` tensors, y before x.
+
+    Returns:
+        `start` and `step` in pixels of the map, the first bin's edge and a bin's
+        size; `grid`, the number of points in a bin.
+    """
+    box = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    start, size = box[:, :2].flip(1), (box[:, 2:] - box[:, :2]).flip(1)
+    if not aligned:
+        size = size.clamp(min=1)
+    step = size / rois.new_tensor(bins_hw)
+    if sampling_ratio > 0:
+        grid = torch.full_like(step, sampling_ratio, dtype=torch.long)
+    else:
+        grid = step.ceil().long().clamp(min=0)  # after `long`: NaN becomes 0
+    return start, step, grid
+
+
+def _roi_samples(
+    start: Tensor, step: Tensor, grid: Tensor, bins_hw: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sampling points of all bins in one flat list.
 
     Returns:
-        `y`, `x` `(T,)` in pixels of the map; `bins` `(T,)` in [0, K * P * R),
-        rising; `counts` `(T,)`, the number of points in the bin of each point.
+        `y`, `x` `(T,)` in pixels of the map; `roi` `(T,)`, the region of a point;
+        `bins` `(T,)`, its bin, rising in [0, K * P * R).
     """
-    box = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
-    start, size = box[:, :2].flip(1), (box[:, 2:] - box[:, :2]).flip(1)  # y, x
-    if not aligned:
-        size = size.clamp(min=1)
-    num_bins = rois.new_tensor(bins_hw)
-    step = size / num_bins  # (K, 2)
-    if sampling_ratio > 0:
-        grid = torch.full_like(step, sampling_ratio, dtype=torch.long)
-    else:
-        grid = step.ceil().long().clamp(min=0)
-    points = grid.prod(1)  # per bin
-    per_roi = points * (bins_hw[0] * bins_hw[1])
-    roi = torch.arange(len(rois), device=rois.device).repeat_interleave(per_roi)
-    rank = torch.arange(len(roi), device=rois.device)
+    points, num_bins = grid.prod(1), bins_hw[0] * bins_hw[1]
+    per_roi = points * num_bins
+    roi = torch.arange(len(start), device=start.device).repeat_interleave(per_roi)
+    rank = torch.arange(len(roi), device=start.device)
     rank = rank - (per_roi.cumsum(0) - per_roi)[roi]
     bin_in_roi, point = rank // points[roi], rank % points[roi]
     bin_yx = torch.stack((bin_in_roi // bins_hw[1], bin_in_roi % bins_hw[1]), 1)
     point_yx = torch.stack((point // grid[roi, 1], point % grid[roi, 1]), 1)
     within = (point_yx.to(step.dtype) + 0.5) / grid[roi]  # of the bin, 0 to 1
     yx = start[roi] + (bin_yx + within) * step[roi]
-    bins = roi * (bins_hw[0] * bins_hw[1]) + bin_in_roi
-    return yx[:, 0], yx[:, 1], bins, points[roi]
+    return yx[:, 0], yx[:, 1], roi, roi * num_bins + bin_in_roi
 
 
 def _roi_corners(
@@ -225,41 +237,53 @@ def roi_align_forward(
         pool_mode: 0 maximum, 1 average.
         aligned: shift by half a pixel, so that pixel centres are at .5.
     """
-    (_, channels, *map_hw), table_dtype = input.shape, wide(input)[0].dtype
-    bins_hw, rois = (aligned_height, aligned_width), rois.to(table_dtype)
-    table = input.to(table_dtype).permute(0, 2, 3, 1).reshape(-1, channels)
-    chunk = MAX_POOL_CHUNK if pool_mode == 0 else max(len(rois), 1)
-    for first in range(0, len(rois), chunk):
-        part = slice(first, first + chunk)
-        shape = (len(rois[part]), *bins_hw, channels)
-        num_bins = shape[0] * shape[1] * shape[2]
-        y, x, bins, counts = _roi_samples(
-            rois[part], bins_hw, spatial_scale, sampling_ratio, aligned
-        )
+    channels, *map_hw = input.shape[1:]
+    input, rois = wide(input, rois)
+    table = input.permute(0, 2, 3, 1).reshape(-1, channels)
+    bins_hw = (aligned_height, aligned_width)
+    image = rois[:, 0].long() * (map_hw[0] * map_hw[1])  # its first row in the table
+    start, step, grid = _roi_grid(
+        rois.to(input.dtype), bins_hw, spatial_scale, sampling_ratio, aligned
+    )
+    points = grid.prod(1)
+    if pool_mode == 1:
+        y, x, roi, bins = _roi_samples(start, step, grid, bins_hw)
         pixel, weight = _roi_corners(y, x, map_hw)
-        image = rois[part, 0].long()[bins // (bins_hw[0] * bins_hw[1])]
-        pixel = pixel + (image * (map_hw[0] * map_hw[1]))[:, None]
-        if pool_mode == 1:
-            weight = weight / counts[:, None]
-            to = bins[:, None].expand_as(pixel)
-            pooled = _weighted_rows(table, to, pixel, weight, num_bins)
-            output[part] = pooled.view(shape).permute(0, 3, 1, 2)
-            continue
-        rank = torch.arange(len(y), device=y.device)[:, None]
-        value = _weighted_rows(table, rank.expand_as(pixel), pixel, weight, len(y))
-        to = bins[:, None].expand_as(value)
-        pooled = value.new_full((num_bins, channels), -10000.0)  # mmcv's floor
-        pooled.scatter_reduce_(0, to, value, 'amax')
-        winner = torch.where(value == pooled[bins], rank, len(y))
-        winner = torch.full_like(pooled, len(y), dtype=torch.long).scatter_reduce_(
-            0, to, winner, 'amin'
+        pooled = _weighted_rows(
+            table,
+            bins[:, None].expand_as(pixel),
+            pixel + image[roi, None],
+            weight / points[roi, None],
+            len(rois) * bins_hw[0] * bins_hw[1],
         )
-        for target, values in (
-            (output, pooled),
-            (argmax_y, F.pad(y, (0, 1), value=-2.0)[winner]),
-            (argmax_x, F.pad(x, (0, 1), value=-2.0)[winner]),
-        ):
-            target[part] = values.view(shape).permute(0, 3, 1, 2).to(target.dtype)
+        output.copy_(pooled.view(-1, *bins_hw, channels).permute(0, 3, 1, 2))
+        return
+    output.fill_(-10000.0)  # of bins without a point, as mmcv has it
+    argmax_y.fill_(-2.0)
+    argmax_x.fill_(-2.0)
+    for count in points.unique().tolist():
+        if count == 0:
+            continue
+        for rows in (points == count).nonzero()[:, 0].split(MAX_POOL_CHUNK):
+            y, x, roi, _ = _roi_samples(start[rows], step[rows], grid[rows], bins_hw)
+            pixel, weight = _roi_corners(y, x, map_hw)
+            rank = torch.arange(len(y), device=y.device)
+            value = _weighted_rows(
+                table,
+                rank[:, None].expand_as(pixel),
+                pixel + image[rows][roi, None],
+                weight,
+                len(y),
+            )
+            best, winner = value.view(-1, count, channels).max(1)  # (bins, C)
+            winner = winner + rank[::count, None]
+            for target, found in (
+                (output, best),
+                (argmax_y, y[winner]),
+                (argmax_x, x[winner]),
+            ):
+                found = found.view(-1, *bins_hw, channels).permute(0, 3, 1, 2)
+                target[rows] = found.to(target.dtype)
 
 
 @kernel
@@ -278,24 +302,22 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Add the gradient of `roi_align_forward` to `grad_input` `(N, C, H, W)`."""
-    if not len(rois):
-        return
     num_images, channels, *map_hw = grad_input.shape
-    num_pixels, num_rois = map_hw[0] * map_hw[1], len(rois)
+    num_pixels = map_hw[0] * map_hw[1]
     grad, rois, argmax_y, argmax_x = wide(grad_output, rois, argmax_y, argmax_x)
     image = rois[:, 0].long()
     if pool_mode == 1:
         bins_hw = (aligned_height, aligned_width)
-        y, x, bins, counts = _roi_samples(
-            rois, bins_hw, spatial_scale, sampling_ratio, aligned
+        start, step, grid = _roi_grid(
+            rois.to(grad.dtype), bins_hw, spatial_scale, sampling_ratio, aligned
         )
+        y, x, roi, bins = _roi_samples(start, step, grid, bins_hw)
         pixel, weight = _roi_corners(y, x, map_hw)
-        pixel = pixel + (image[bins // (bins_hw[0] * bins_hw[1])] * num_pixels)[:, None]
         rows = _weighted_rows(
             grad.permute(0, 2, 3, 1).reshape(-1, channels),
-            pixel,
+            pixel + image[roi, None] * num_pixels,
             bins[:, None].expand_as(pixel),
-            weight / counts[:, None],
+            weight / grid.prod(1)[roi, None],
             num_images * num_pixels,
         )
         rows = rows.view(num_images, *map_hw, channels).permute(0, 3, 1, 2)
@@ -303,7 +325,7 @@ def roi_align_backward(
         return
     pixel, weight = _roi_corners(argmax_y, argmax_x, map_hw)  # (K, C, P, R, 4)
     plane = torch.arange(channels, device=grad.device) + image[:, None] * channels
-    plane = (plane * num_pixels).view(num_rois, channels, 1, 1)
+    plane = (plane * num_pixels)[:, :, None, None]  # (K, C, 1, 1)
     flat = grad.new_zeros(num_images * channels * num_pixels)
     for corner in range(4):
         flat.index_add_(

@@ -1,0 +1,95 @@
+"""Names of HGNetV2 elsewhere, to the official ones of D-FINE, which are ours.
+
+Upstream: https://github.com/PaddlePaddle/PaddleClas
+ppcls/arch/backbone/legendary_models/pp_hgnet_v2.py,
+https://github.com/huggingface/pytorch-image-models timm/models/hgnet.py,
+https://github.com/huggingface/transformers src/transformers/models/hgnet_v2, all
+Apache-2.0, as are the published weights.
+"""
+
+from mmbackbones.convert.keymap import KeyMap, Rule
+from mmbackbones.convert.source import APACHE, Source
+
+__all__ = ['SOURCES']
+
+_CLASSIFIER = 'the classifier, which backbones do not have'
+
+# D-FINE's PPHGNetV2_B*_stage1.pth, timm, and ours
+OFFICIAL = KeyMap(
+    [
+        Rule('stem.{path}', 'stem.{path}'),
+        Rule('stages.{path}', 'stages.{path}'),
+        Rule('head.{path}', None, reason=_CLASSIFIER),
+    ]
+)
+
+_BLOCK = 'stages.{i}.blocks.{j}'
+_SQUEEZE = f'{_BLOCK}.aggregation_squeeze_conv'
+_EXCITE = f'{_BLOCK}.aggregation_excitation_conv'
+
+PADDLE = KeyMap(
+    [
+        Rule(f'{_SQUEEZE}.bn._mean', f'{_BLOCK}.aggregation.0.bn.running_mean'),
+        Rule(f'{_SQUEEZE}.bn._variance', f'{_BLOCK}.aggregation.0.bn.running_var'),
+        Rule(f'{_EXCITE}.bn._mean', f'{_BLOCK}.aggregation.1.bn.running_mean'),
+        Rule(f'{_EXCITE}.bn._variance', f'{_BLOCK}.aggregation.1.bn.running_var'),
+        Rule(
+            None,
+            '{path}.num_batches_tracked',
+            reason='PaddlePaddle does not count batches',
+        ),
+        Rule('{path}.bn._mean', '{path}.bn.running_mean'),
+        Rule('{path}.bn._variance', '{path}.bn.running_var'),
+        Rule(f'{_SQUEEZE}.{{path}}', f'{_BLOCK}.aggregation.0.{{path}}'),
+        Rule(f'{_EXCITE}.{{path}}', f'{_BLOCK}.aggregation.1.{{path}}'),
+        Rule('stem.{path}', 'stem.{path}'),
+        Rule('stages.{path}', 'stages.{path}'),
+        Rule('last_conv.weight', None, reason=_CLASSIFIER),
+        Rule('lab.{leaf}', None, reason=_CLASSIFIER),
+        Rule('fc.{leaf}', None, reason=_CLASSIFIER),  # (in, out), unlike torch's
+    ]
+)
+
+_STAGES = 'encoder.stages'
+
+HUGGING_FACE = KeyMap(
+    [
+        Rule('embedder.{path}.convolution.{leaf}', 'stem.{path}.conv.{leaf}'),
+        Rule('embedder.{path}.normalization.{leaf}', 'stem.{path}.bn.{leaf}'),
+        Rule('embedder.{path}.lab.{leaf}', 'stem.{path}.lab.{leaf}'),
+        Rule(f'{_STAGES}.{{path}}.convolution.{{leaf}}', 'stages.{path}.conv.{leaf}'),
+        Rule(f'{_STAGES}.{{path}}.normalization.{{leaf}}', 'stages.{path}.bn.{leaf}'),
+        Rule(f'{_STAGES}.{{path}}.lab.{{leaf}}', 'stages.{path}.lab.{leaf}'),
+        # Of B3 to B6 it has the shape of timm's and PaddleClas' and another meaning.
+        Rule(
+            'fc.{leaf}',
+            None,
+            reason='a classifier right on the last map, which no one else has',
+        ),
+    ]
+)
+
+SOURCES = (
+    Source(
+        'HGNetV2',
+        ('paddle',),
+        PADDLE,
+        (r'stem\.stem1\.bn\._mean',),
+        APACHE,
+        note="trained with HGNetV2(stem_pool_pad='inf')",
+    ),
+    Source(
+        'HGNetV2',
+        ('ours', 'dfine', 'timm'),
+        OFFICIAL,
+        (r'stem\.stem1\.conv\.weight',),
+        APACHE,
+    ),
+    Source(
+        'HGNetV2',
+        ('hf',),
+        HUGGING_FACE,
+        (r'embedder\.stem1\.convolution\.weight',),
+        APACHE,
+    ),
+)

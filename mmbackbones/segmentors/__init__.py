@@ -1,0 +1,3 @@
+from .upernet import UPerNet
+
+__all__ = ['UPerNet']

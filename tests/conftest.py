@@ -1,0 +1,3 @@
+"""Before any test imports mmdet: without a compiled mmcv it needs our stand-in."""
+
+import mmbackbones  # noqa: F401
