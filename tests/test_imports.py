@@ -25,8 +25,9 @@ MAY_IMPORT = {
     'engine': 'ops convert',
     'evaluation': 'ops',
     'detectors': 'ops layers backbones necks decoders losses',
+    'segmentors': 'ops layers backbones necks decoders losses',
     'apis': 'ops layers backbones necks decoders losses convert data engine '
-    'evaluation detectors',
+    'evaluation detectors segmentors',
     '__init__': 'ops engine backbones necks',
 }
 
@@ -43,7 +44,8 @@ WITHOUT_MMDET = (
     'engine',
     '__init__',
 )
-NEVER = {'torchvision', 'mmseg', 'mmpretrain', 'transformers', 'timm', 'tests', 'tools'}
+MAY_IMPORT_MMSEG = ('segmentors/', 'data/seg_', 'evaluation/seg_', 'apis/segm')
+NEVER = {'torchvision', 'mmpretrain', 'transformers', 'timm', 'tests', 'tools'}
 
 
 def part_of(path):
@@ -84,6 +86,8 @@ def test_direction_of_imports(path):
     assert not others & NEVER
     if part in WITHOUT_MMDET:
         assert not others & {'mmdet', 'mmcv'}
+    if not str(path.relative_to(PACKAGE)).startswith(MAY_IMPORT_MMSEG):
+        assert 'mmseg' not in others
 
 
 def test_the_reader_of_imports_sees_them_all(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Show what the training pipeline does to images and boxes, as pictures.
+"""Show what the training pipeline does to images and their labels, as pictures.
 
 Each picture is one training image: untouched on the left, then as the
 augmentations would give it, several times.
@@ -16,7 +16,7 @@ from mmengine.utils import ProgressBar
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
-from mmbackbones.apis.config import load_config, prepare
+from mmbackbones.apis.config import is_segmentor, load_config, prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,13 +52,20 @@ def main() -> None:
     init_default_scope(cfg.default_scope)
     augmented_cfg = cfg.train_dataloader.dataset
     if args.final:
+        if 'stage_switch' not in cfg.default_hooks:
+            raise ValueError('--final: this config has no final epochs of their own')
         augmented_cfg.pipeline = cfg.default_hooks.stage_switch.pipeline
     plain_cfg = augmented_cfg.copy()
-    plain_cfg.pipeline = [
-        dict(type=LoadImage),
-        dict(type=LoadAnnotations, with_bbox=True),
-        dict(type=PackDetInputs, meta_keys=('img_id', 'img_path')),
-    ]
+    if is_segmentor(cfg):
+        from mmbackbones.apis.segmentation import PLAIN_PIPELINE
+
+        plain_cfg.pipeline = list(PLAIN_PIPELINE)
+    else:
+        plain_cfg.pipeline = [
+            dict(type=LoadImage),
+            dict(type=LoadAnnotations, with_bbox=True),
+            dict(type=PackDetInputs, meta_keys=('img_id', 'img_path')),
+        ]
     augmented, plain = DATASETS.build(augmented_cfg), DATASETS.build(plain_cfg)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = augmented.metainfo

@@ -1,4 +1,7 @@
-"""Evaluate a checkpoint: the twelve COCO numbers and AP per class.
+"""Evaluate a checkpoint.
+
+Of a detector: the twelve COCO numbers and AP per class; of a segmentor: mIoU, mAcc,
+aAcc and IoU per class.
 
 python tools/test.py configs/dfine_hgnetv2_b4_coco.py dfine_l_coco.pth
 python tools/test.py CONFIG CHECKPOINT --data-root data/coco --show-dir pictures
@@ -9,13 +12,13 @@ import argparse
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
-from mmbackbones.apis.config import load_config, prepare
+from mmbackbones.apis.config import is_segmentor, load_config, prepare
 
 
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = make_parser(__doc__, checkpoint=True)
-    parser.add_argument('--out', help='write detections as COCO json: OUT.bbox.json')
+    parser.add_argument('--out', help='detection: write a COCO json, OUT.bbox.json')
     parser.add_argument('--show-dir', help='write annotated pictures to this folder')
     return parser.parse_args()
 
@@ -34,6 +37,8 @@ def main() -> None:
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:
+        if is_segmentor(cfg):
+            raise ValueError('--out is for detection; tools/infer.py writes id maps')
         cfg.test_evaluator.outfile_prefix = args.out.removesuffix('.json')
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)

@@ -13,8 +13,9 @@ from mmengine.fileio import exists
 from mmengine.logging import print_log
 
 from mmbackbones.data.classes import resolve_classes
+from mmbackbones.data.seg_classes import resolve_seg_classes
 
-__all__ = ['load_config', 'prepare', 'set_amp']
+__all__ = ['is_segmentor', 'load_config', 'prepare', 'set_amp']
 
 
 def _say(message: str, level: int = 20) -> None:
@@ -97,6 +98,11 @@ def _check_writable(work_dir: str) -> None:
         ) from error
 
 
+def is_segmentor(cfg: Config) -> bool:
+    """Whether a config is one of semantic segmentation with heads of mmseg."""
+    return 'decode_head' in (cfg.get('model') or ())
+
+
 def set_amp(cfg: Config, enabled: bool) -> None:
     """Switch automatic mixed precision on or off, keeping all other options."""
     wrapper = cfg.optim_wrapper
@@ -111,8 +117,8 @@ def set_amp(cfg: Config, enabled: bool) -> None:
 def prepare(cfg: Config, *, training: bool = True) -> Config:
     """Fit the config to this machine and to its data, in place.
 
-    - `decoder.num_classes`, class names and the evaluator's ground truth follow from
-      the annotation files;
+    - the number of classes, their names and the evaluator's ground truth follow from
+      the annotation files, of a segmentor from the class file;
     - pre-trained backbone weights that are not on disk are left out, with a
       warning (nothing is ever downloaded);
     - without a GPU: no AMP, no SyncBN, gloo between processes.
@@ -125,7 +131,9 @@ def prepare(cfg: Config, *, training: bool = True) -> Config:
     Returns:
         The same config.
     """
-    if 'model' in cfg and 'decoder' in cfg.model:
+    if is_segmentor(cfg):
+        resolve_seg_classes(cfg)
+    elif 'model' in cfg and 'decoder' in cfg.model:
         resolve_classes(cfg)
     _follow_annotation_files(cfg)
     _check_pretrained(cfg, training)

@@ -17,7 +17,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmbackbones.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from mmbackbones.ops.boxes import cxcywh_to_xyxy, scale_boxes, xyxy_to_cxcywh
 from mmbackbones.ops.predictions import BoxTargets, DecoderOutput
 from mmbackbones.registry import MODELS
 
@@ -152,7 +152,8 @@ class DFINE(BaseDetector):
         for i, sample in enumerate(batch_data_samples):
             bboxes = boxes[i]
             if rescale:
-                bboxes = bboxes / bboxes.new_tensor(sample.scale_factor).repeat(2)
+                scale_x, scale_y = sample.scale_factor
+                bboxes = scale_boxes(bboxes, 1 / scale_x, 1 / scale_y)
             results.append(
                 InstanceData(bboxes=bboxes, scores=scores[i], labels=labels[i])
             )
@@ -179,7 +180,7 @@ class DFINE(BaseDetector):
             min(self.max_per_img, logits[0].numel()),
         )
         boxes = cxcywh_to_xyxy(output.queries.boxes[-1].float())
-        boxes = boxes * boxes.new_tensor((width, height, width, height))
+        boxes = scale_boxes(boxes, width, height)
         query = (index // num_classes)[..., None].expand(-1, -1, 4)
         return scores, index % num_classes, boxes.gather(1, query)
 
@@ -194,13 +195,9 @@ class DFINE(BaseDetector):
         batch_inputs: Tensor, batch_data_samples: list[DetDataSample]
     ) -> BoxTargets:
         height, width = batch_inputs.shape[-2:]
-        frame = batch_inputs.new_tensor(
-            (width, height, width, height), dtype=torch.float32
-        )
         instances = [sample.gt_instances for sample in batch_data_samples]
         targets = BoxTargets.from_lists(
             [inst.labels for inst in instances], [inst.bboxes for inst in instances]
         )
-        return BoxTargets(
-            targets.labels, xyxy_to_cxcywh(targets.boxes / frame), targets.sizes
-        )
+        boxes = scale_boxes(targets.boxes, 1 / width, 1 / height)
+        return BoxTargets(targets.labels, xyxy_to_cxcywh(boxes), targets.sizes)

@@ -14,6 +14,7 @@ __all__ = [
     'elementwise_giou',
     'elementwise_iou',
     'inverse_sigmoid',
+    'scale_boxes',
     'xyxy_to_cxcywh',
 ]
 
@@ -84,6 +85,16 @@ def elementwise_giou(boxes_xyxy_a: Tensor, boxes_xyxy_b: Tensor) -> Tensor:
     low_b, high_b = boxes_xyxy_b.split(2, dim=-1)
     hull = _product(torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b))
     return inter / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
+
+
+def scale_boxes(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
+    """Multiply the horizontal and vertical entries of `(..., 4)` boxes.
+
+    Plain numbers, because a tensor of factors would be a copy to the device that
+    waits for it.
+    """
+    x, y = boxes[..., 0::2] * scale_x, boxes[..., 1::2] * scale_y
+    return torch.stack((x, y), dim=-1).flatten(-2)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -63,12 +63,15 @@ class UPerNet(EncoderDecoder):
                 'set, other callers state it'
             )
         self._given_classes = num_classes  # the heads are built within the next call
+        backbone, test_cfg = ConfigDict(backbone), ConfigDict(test_cfg or {})
+        backbone.setdefault('out_indices', _ALL_STAGES)
+        test_cfg.setdefault('mode', 'whole')
         super().__init__(
-            backbone=ConfigDict(out_indices=_ALL_STAGES) | ConfigDict(backbone),
+            backbone=backbone,
             decode_head=decode_head,
             auxiliary_head=auxiliary_head,
             train_cfg=train_cfg,
-            test_cfg=ConfigDict(mode='whole') | ConfigDict(test_cfg or {}),
+            test_cfg=test_cfg,
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )

@@ -1,0 +1,18 @@
+"""UPerNet with HGNetV2-B2 on ADE20K, crops of 512 x 512.
+
+No result is published; here: not measured. Recipe as argued in
+upernet_hgnetv2_b4_ade20k.py.
+8 GPUs x 2 images = 16 per step.
+
+    bash tools/dist_train.sh configs/upernet_hgnetv2_b2_ade20k.py 8
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .upernet_hgnetv2_b4_ade20k import *
+
+model.backbone.update(
+    arch='b2',
+    init_cfg=dict(checkpoint='weights/PPHGNetV2_B2_stage1.pth'),
+)

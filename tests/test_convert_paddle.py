@@ -1,0 +1,180 @@
+"""Files of PaddlePaddle: real ones, and what is refused."""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backbone_helpers import fill
+from convert_helpers import meta_net
+from helpers import TOY_ARCH
+from torch import nn
+from torch.testing import assert_close
+
+import mmbackbones  # noqa: F401  registers the loaders
+from mmbackbones.backbones import HGNetV2
+from mmbackbones.convert import from_ours, to_ours
+from mmbackbones.convert.paddle_reader import is_plain_pickle, read_pdparams
+from mmbackbones.engine.checkpoint_io import load_from_local
+
+GOLDEN = Path(__file__).parent / 'golden'
+
+# Written by paddle.save of PaddlePaddle 3.3.1 from a Linear(2, 3) called fc and a
+# BatchNorm2D(2) called bn, each tensor filled with 0, 1, 2, ...
+REAL_SHAPES = {
+    'fc.weight': (2, 3),
+    'fc.bias': (3,),
+    'bn.weight': (2,),
+    'bn.bias': (2,),
+    'bn._mean': (2,),
+    'bn._variance': (2,),
+}
+
+
+@pytest.mark.parametrize(
+    ('file', 'dtype'),
+    [
+        ('paddle_protocol2.pdparams', torch.float32),
+        ('paddle_protocol4.pdparams', torch.float32),
+        ('paddle_bfloat16.pdparams', torch.bfloat16),
+        ('paddle_nested.pdparams', torch.float32),
+    ],
+)
+def test_real_files_are_read(file, dtype):
+    content = read_pdparams(GOLDEN / file)
+    if 'nested' in file:
+        assert set(content) == {'model', 'epoch'} and content['epoch'] == 3
+        content = content['model']
+    assert {k: tuple(v.shape) for k, v in content.items()} == REAL_SHAPES
+    for value in content.values():
+        expected = torch.arange(value.numel(), dtype=dtype).reshape(value.shape)
+        assert_close(value, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'file', ['paddle_protocol2.pdparams', 'paddle_nested.pdparams']
+)
+def test_the_loader_reads_them_under_any_name(tmp_path, file):
+    (tmp_path / 'w.bin').write_bytes((GOLDEN / file).read_bytes())
+    assert set(load_from_local(tmp_path / 'w.bin')['state_dict']) == set(REAL_SHAPES)
+
+
+def pickled(tmp_path: Path, content: object, protocol: int = 4) -> Path:
+    path = tmp_path / 'weights.pdparams'
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4])
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.zeros((0, 3), np.float32),
+        np.array(2.5),
+        np.array(7),
+        np.array([True, False]),
+        np.arange(6, dtype=np.float16).reshape(2, 3),
+        np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4)),
+        np.arange(3, dtype=np.uint8),
+        np.arange(-3, 3, dtype=np.int8),
+        np.arange(3, dtype=np.int16),
+        np.arange(3, dtype=np.int32),
+    ],
+    ids=lambda a: f'{a.dtype}{a.shape}',
+)
+def test_arrays_are_read(tmp_path, array, protocol):
+    if array.size == 0 and protocol == 2:
+        pytest.skip('empty bytes are a call of `bytes` in protocol 2, never needed')
+    path = pickled(tmp_path, OrderedDict(a=array), protocol)
+    assert_close(read_pdparams(path)['a'], torch.from_numpy(array), rtol=0, atol=0)
+
+
+class Payload:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize(
+    ('make', 'name'),
+    [
+        (lambda mark: Payload(os.system, f'touch {mark}'), r'(posix|nt)\.system'),
+        (lambda mark: Payload(eval, f'open({str(mark)!r}, "w")'), r'\w+\.eval'),
+        (lambda mark: Payload(getattr, 'x', 'upper'), r'\w+\.getattr'),
+        (lambda mark: nn.Linear, r'torch\.nn\.modules\.linear\.Linear'),
+        (lambda mark: torch.zeros(2), r'torch\._utils\._rebuild_tensor_v2'),
+    ],
+)
+def test_whatever_is_not_an_array_is_refused_by_name(tmp_path, make, name, protocol):
+    mark = tmp_path / 'mark'
+    path = pickled(tmp_path, {'a': make(mark)}, protocol)
+    with pytest.raises(pickle.UnpicklingError, match=f'GLOBAL {name}, and may name'):
+        read_pdparams(path)
+    with pytest.raises(ValueError, match=rf"refused: it names '{name}'.*Nothing"):
+        load_from_local(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ('array', 'message'),
+    [
+        (np.array(['a']), 'numpy type'),
+        (np.array([object()], dtype=object), 'GLOBAL'),
+        (np.zeros(2, '>f4'), '>f4'),
+        (np.zeros(2, np.complex64), 'c8'),
+    ],
+)
+def test_arrays_of_something_else_are_refused(tmp_path, array, message):
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        read_pdparams(pickled(tmp_path, {'a': array}))
+
+
+def test_arrays_with_too_few_bytes_are_refused(tmp_path):
+    data = pickle.dumps({'a': np.arange(3, dtype=np.uint8)}, protocol=3)
+    shape = b'K\x03\x85'  # the tuple (3,)
+    assert data.count(shape) == 1
+    path = tmp_path / 'weights.pdparams'
+    path.write_bytes(data.replace(shape, b'K\x04\x85'))
+    with pytest.raises(pickle.UnpicklingError, match=r'shape \(4,\).* in 3 bytes'):
+        read_pdparams(path)
+
+
+def test_torch_files_are_not_taken_for_these(tmp_path):
+    for new in (True, False):
+        torch.save(
+            {'a': torch.ones(1)}, tmp_path / 'w', _use_new_zipfile_serialization=new
+        )
+        assert not is_plain_pickle(tmp_path / 'w')
+        assert load_from_local(tmp_path / 'w')['state_dict']['a'].tolist() == [1]
+    (tmp_path / 'empty').write_bytes(b'')
+    assert not is_plain_pickle(tmp_path / 'empty')
+
+
+@pytest.mark.parametrize('affine', [True, False])
+def test_weights_written_and_read_give_the_same_maps(tmp_path, affine):
+    arch = dict(TOY_ARCH, use_learnable_affine_block=affine)
+    source = fill(HGNetV2(arch, stem_pool_pad='inf').eval())
+    theirs, _ = from_ours(source.state_dict(), 'paddle')
+    arrays = {name: value.numpy() for name, value in theirs.items()}
+    arrays['fc.weight'] = np.zeros((2048, 1000), np.float32)
+    arrays['StructuredToParameterName@@'] = {name: f'{name}_0' for name in theirs}
+    weights, report = to_ours(read_pdparams(pickled(tmp_path, arrays)))
+    assert set(report.dropped) == {'fc.weight'}
+    net = HGNetV2(arch, stem_pool_pad='inf').eval()
+    missing, unexpected = net.load_state_dict(weights, strict=False)
+    assert unexpected == []
+    assert {name.rsplit('.', 1)[1] for name in missing} == {'num_batches_tracked'}
+    x = torch.rand(1, 3, 33, 64)
+    for found, expected in zip(net(x), source(x), strict=True):
+        assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_b4_has_403_tensors_there():  # 400 and the classifier
+    theirs, _ = from_ours(meta_net('HGNetV2', 'b4').state_dict(), 'paddle')
+    assert len(theirs) == 400
