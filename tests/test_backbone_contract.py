@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmbackbones  # noqa: F401  (puts a stand-in where compiled mmcv is missing)
-from mmbackbones.backbones import ConvNeXtV2, Hiera, HGNetV2
+from mmbackbones.backbones import ConvNeXtV2, HGNetV2, Hiera
 
 FAMILIES = [HGNetV2, ConvNeXtV2, Hiera]
 BACKBONES = [(cls, arch) for cls in FAMILIES for arch in cls.arch_settings]

@@ -102,7 +102,7 @@ BROKEN = {
     'truncated': (truncated, 'cannot be read'),
     'truncated, old format': (truncated_legacy, 'cannot be read'),
     'text': (lambda path: path.write_text('<html>404</html>'), 'cannot be read'),
-    'TorchScript': (scripted, 'cannot be read'),
+    'TorchScript': (scripted, 'TorchScript program'),
     'no mapping': (lambda path: torch.save(torch.ones(2), path), 'no weights.*Tensor'),
     'nothing': (lambda path: torch.save({}, path), 'no weights'),
     'no tensors': (
@@ -190,14 +190,14 @@ def test_getattr_serves_the_log_only(tmp_path, arguments):
 
 def test_classes_are_named_and_the_list_is_not_widened(tmp_path):
     torch.save({'state_dict': WEIGHTS, 'extra': ForeignClass()}, tmp_path / 'w.pth')
-    before = list(get_safe_globals())
+    before = set(get_safe_globals())
     with pytest.raises(ValueError, match='ForeignClass'):
         load_from_local(tmp_path / 'w.pth')
     torch.save(
         {'state_dict': WEIGHTS, 'log': HistoryBuffer([1.0], [1])}, tmp_path / 'l'
     )
     load_from_local(tmp_path / 'l')
-    assert list(get_safe_globals()) == before
+    assert set(get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / 'l', weights_only=True)
 
@@ -281,3 +281,23 @@ def test_download_is_read_as_data_and_kept(tmp_path, monkeypatch):
             load_from_http(url + 'bad.pth')
         server.shutdown()
     assert not (tmp_path / 'was_run').exists()
+
+
+@pytest.mark.parametrize(
+    ('config', 'kept'),
+    [
+        ('', True),
+        ("a = 1\nb = dict(type='X', c=[1, -2.5, None, (True,)])\n", True),
+        ('import os\n', False),
+        ("a = __import__('os').system('true')\n", False),
+        ('a = dict(b=print(1))\n', False),
+        ('a = (\n', False),
+    ],
+)
+@pytest.mark.parametrize('key', ['cfg', 'config'])
+def test_a_config_that_is_a_program_is_left_out(tmp_path, key, config, kept):
+    path = tmp_path / 'x.pth'
+    weights = {'w': torch.zeros(1)}
+    torch.save({'state_dict': weights, 'meta': {key: config, 'epoch': 3}}, path)
+    meta = load_from_local(str(path))['meta']
+    assert (key in meta) is kept and meta['epoch'] == 3

@@ -86,8 +86,6 @@ def pickled(tmp_path: Path, content: object, protocol: int = 4) -> Path:
     ids=lambda a: f'{a.dtype}{a.shape}',
 )
 def test_arrays_are_read(tmp_path, array, protocol):
-    if array.size == 0 and protocol == 2:
-        pytest.skip('empty bytes are a call of `bytes` in protocol 2, never needed')
     path = pickled(tmp_path, OrderedDict(a=array), protocol)
     assert_close(read_pdparams(path)['a'], torch.from_numpy(array), rtol=0, atol=0)
 
@@ -167,9 +165,7 @@ def test_weights_written_and_read_give_the_same_maps(tmp_path, affine):
     weights, report = to_ours(read_pdparams(pickled(tmp_path, arrays)))
     assert set(report.dropped) == {'fc.weight'}
     net = HGNetV2(arch, stem_pool_pad='inf').eval()
-    missing, unexpected = net.load_state_dict(weights, strict=False)
-    assert unexpected == []
-    assert {name.rsplit('.', 1)[1] for name in missing} == {'num_batches_tracked'}
+    net.load_state_dict(weights)  # batch norms put up with a missing counter
     x = torch.rand(1, 3, 33, 64)
     for found, expected in zip(net(x), source(x), strict=True):
         assert_close(found, expected, rtol=0, atol=0)

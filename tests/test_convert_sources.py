@@ -365,7 +365,10 @@ def test_masked_autoencoders_and_sam2_of_transformers_are_taken():
 
     with torch.device('meta'):
         config = transformers.HieraConfig(
-            decoder_hidden_size=512, decoder_depth=8, decoder_num_heads=16
+            num_query_pool=2,
+            decoder_hidden_size=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
         )
         mae = transformers.HieraForPreTraining(config)
         sam2 = Sam2HieraDetModel(transformers.Sam2HieraDetConfig())

@@ -208,3 +208,18 @@ def test_mistakes_end_with_one_line(
 def test_help_shows_examples() -> None:
     for path in sorted((ROOT / 'tools').glob('*.py')):
         assert f'python tools/{path.name}' in tool(path.stem, '--help')
+
+
+def test_mmdet_inferencer_works_with_our_config_and_checkpoint(folder: Path) -> None:
+    from mmdet.apis import DetInferencer
+
+    run = folder / 'run'
+    inferencer = DetInferencer(
+        str(run / 'dfine_demo.py'), str(run / 'epoch_2.pth'), device='cpu'
+    )
+    picture = folder / 'data' / 'val' / '000000.jpg'
+    result = inferencer(str(picture), out_dir=str(folder / 'inferencer'))
+    (prediction,) = result['predictions']
+    assert len(prediction['bboxes']) == len(prediction['scores']) > 0
+    assert inferencer.model.dataset_meta['classes'][0] == 'disc'
+    assert (folder / 'inferencer' / 'vis' / picture.name).exists()

@@ -18,6 +18,8 @@ import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
 from mmbackbones.apis.config import is_segmentor, load_config, prepare
 
+_MIN_HEIGHT = 320  # small inputs are enlarged, so that a picture can be read
+
 
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
@@ -36,6 +38,7 @@ def main() -> None:
     """Write one picture an image."""
     args = parse_args()
     from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
+    from mmdet.models.utils import samplelist_boxtype2tensor
     from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
     from mmengine.runner import set_random_seed
 
@@ -74,6 +77,7 @@ def main() -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
 
     def draw(sample: dict) -> np.ndarray:
+        samplelist_boxtype2tensor([sample['data_samples']])
         image = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
         visualizer.add_datasample(
             'browse',
@@ -89,9 +93,12 @@ def main() -> None:
         original = plain[index]
         tiles = [draw(original)]
         tiles += [draw(augmented[index]) for _ in range(args.repeats)]
-        height = max(tile.shape[0] for tile in tiles[1:])
-        row = [mmcv.imrescale(tile, (height / tile.shape[0])) for tile in tiles]
-        picture = np.concatenate([tile[:height] for tile in row], axis=1)
+        height = max(_MIN_HEIGHT, *(tile.shape[0] for tile in tiles[1:]))
+        row = [
+            mmcv.imresize(t, (round(height * t.shape[1] / t.shape[0]), height))
+            for t in tiles
+        ]
+        picture = np.concatenate(row, axis=1)
         name = Path(original['data_samples'].img_path).stem
         mmcv.imwrite(picture[..., ::-1], str(out_dir / f'{name}.jpg'))
         progress.update()

@@ -17,11 +17,26 @@ from mmengine.utils import ProgressBar
 from torch import nn
 
 from mmbackbones.apis.config import prepare
+from mmbackbones.convert.objects365 import COCO_CLASSES, OBJECTS365_CLASSES
+from mmbackbones.convert.sources import to_ours
 from mmbackbones.engine.load_report import fit_state_dict
 
 __all__ = ['build_detector', 'detect_files', 'find_images']
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+# Releases carry no names; their number of rows says which list they have.
+_UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_RELEASED = {
+    80: dict(
+        classes=COCO_CLASSES,
+        category_ids=tuple(i for i in range(1, 91) if i not in _UNUSED_COCO_IDS),
+    ),
+    366: dict(
+        classes=('unused 0', *OBJECTS365_CLASSES), category_ids=tuple(range(366))
+    ),
+}
 
 
 def find_images(source: str) -> list[str]:
@@ -63,9 +78,14 @@ def build_detector(
         ValueError: the checkpoint is unreadable, or of another model.
     """
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    loaded['state_dict'], _ = to_ours(loaded['state_dict'])
     rows = loaded['state_dict'].get('decoder.enc_score_head.weight')
-    if rows is not None:
-        cfg.model.decoder.num_classes = len(rows)
+    if rows is None:
+        raise ValueError(
+            f'checkpoint {checkpoint!r} is not that of a detector: it has no '
+            'decoder.enc_score_head.weight'
+        )
+    cfg.model.decoder.num_classes = len(rows)
     cfg.model.backbone.init_cfg = None
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
@@ -77,15 +97,14 @@ def build_detector(
 
 
 def _dataset_meta(cfg: Config, meta: dict, num_classes: int) -> dict:
-    """Class names: the checkpoint's, else the config's, else numbers."""
-    names = (meta.get('dataset_meta') or {}).get('classes')
-    if names is None:
-        metainfo = cfg.get('test_dataloader', {}).get('dataset', {}).get('metainfo')
-        names = (metainfo or {}).get('classes')
+    """Class names: the checkpoint's, the config's, those of a release, or numbers."""
     found = dict(meta.get('dataset_meta') or {})
-    if names is None or len(names) != num_classes:
-        names = tuple(f'class {i}' for i in range(num_classes))
-    return {**found, 'classes': tuple(names)}
+    if 'classes' not in found:
+        dataset = cfg.get('test_dataloader', {}).get('dataset', {})
+        found = dict(dataset.get('metainfo') or _RELEASED.get(num_classes) or {})
+    if len(found.get('classes', ())) != num_classes:
+        found = dict(classes=tuple(f'class {i}' for i in range(num_classes)))
+    return found
 
 
 def detect_files(

@@ -26,7 +26,7 @@ def fetch(address: str) -> tuple[Path, str]:
             Without a file it is `model.safetensors`, or else `pytorch_model.bin`.
 
     Returns:
-        The kept file, and the licence that the model's page states.
+        The kept file, and the licence that the model's page states, or `'unknown'`.
 
     Raises:
         ValueError: the address is of another form, huggingface_hub is not installed,
@@ -64,13 +64,12 @@ def fetch(address: str) -> tuple[Path, str]:
 
 def _licence(model: str, revision: str | None) -> str:
     """What the model's page says; it is fetched and kept, too."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     try:
         page = Path(hf_hub_download(model, 'README.md', revision=revision))
-    except errors.EntryNotFoundError:
-        page = None
-    stated = page and re.search(
-        r'^license: *(\S.*)$', page.read_text(encoding='utf-8'), re.MULTILINE
-    )
-    return stated[1].strip() if stated else 'not stated on its page'
+    except OSError:  # all of the hub's errors are
+        return 'unknown'
+    text = page.read_text(encoding='utf-8')
+    stated = re.search(r'^license: *(\S.*)$', text, re.MULTILINE)
+    return stated[1].strip() if stated else 'unknown'

@@ -92,6 +92,7 @@ _STAND_INS = {
     'builtins.tuple': tuple,
     '__builtin__.tuple': tuple,
     '_codecs.encode': _encode,
+    '__builtin__.bytes': lambda: b'',  # how protocol 2 spells no bytes
     'numpy.dtype': _Dtype,
     'numpy.ndarray': _Array,
     'numpy.core.multiarray._reconstruct': _Array,  # numpy 1

@@ -1,4 +1,4 @@
-"""A detection set of drawn objects: made in seconds, the same on every machine.
+"""Detection and segmentation sets of drawn objects: made in seconds, always the same.
 
 It serves demos and tests. Five classes of shapes with one to many objects an image,
 sizes from a tenth to half of the image, turned and overlapping, before plain, graded,
@@ -8,15 +8,24 @@ model has to learn form. Some images have no objects.
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-__all__ = ['SHAPES', 'Scene', 'draw_detection_set', 'draw_scene']
+__all__ = [
+    'SEGMENTS',
+    'SHAPES',
+    'Scene',
+    'draw_detection_set',
+    'draw_scene',
+    'draw_segmentation_set',
+]
 
 SHAPES = ('disc', 'ring', 'square', 'triangle', 'star')
+SEGMENTS = ('background', *SHAPES)
 
 _VERSION = 1  # raise it when drawings change: older folders are then drawn anew
 _ZOOM = 2  # drawn at twice the size: smooth edges, extents to half a pixel
@@ -32,8 +41,7 @@ class Scene:
     Attributes:
         image: `(H, W, 3)` uint8, BGR.
         owner: `(2 H, 2 W)` int16, which object shows at each half pixel, counted
-            from 0; -1 is background. (Boxes follow from it, and so would maps for
-            semantic segmentation.)
+            from 0; -1 is background.
         labels: class of each object, an index into `SHAPES`.
     """
 
@@ -51,6 +59,16 @@ class Scene:
     def area(self, index: int) -> float:
         """Visible area of an object in square pixels."""
         return np.count_nonzero(self.owner == index) / _ZOOM**2
+
+    def label_map(self) -> np.ndarray:
+        """What is where, `(H, W)` uint8: 0 on edges, else an index into `SEGMENTS` + 1.
+
+        Edges are the pixels that several objects share.
+        """
+        ids = np.array([1, *(label + 2 for label in self.labels)], np.uint8)
+        quarters = ids[self.owner + 1]
+        quarters = np.stack([quarters[i::2, j::2] for i in (0, 1) for j in (0, 1)])
+        return np.where((quarters == quarters[0]).all(0), quarters[0], 0)
 
 
 def _extent(shown: np.ndarray) -> tuple[float, float]:
@@ -87,49 +105,95 @@ def draw_detection_set(
         ValueError: no images, an image side below 64, or a folder with other
             contents.
     """
-    if num_train < 1 or num_val < 1 or image_size < 64:
-        raise ValueError(
-            f'num_train is {num_train}, num_val {num_val}, image_size {image_size}; '
-            'give at least 1, 1 and 64'
-        )
-    root = Path(root)
-    recipe = dict(
-        version=_VERSION,
-        num_train=num_train,
-        num_val=num_val,
-        image_size=image_size,
-        seed=seed,
-    )
-    mark = root / 'drawn.json'
-    if mark.is_file():
-        if json.loads(mark.read_text()) == recipe:
-            return root
-    elif root.is_dir() and any(root.iterdir()):
-        raise ValueError(
-            f'{str(root)!r} has contents that were not drawn here; choose an empty '
-            'folder'
-        )
-    mark.unlink(missing_ok=True)
-    (root / 'annotations').mkdir(parents=True, exist_ok=True)
-    for split, count in (('train', num_train), ('val', num_val)):
-        _draw_split(root, split, count, image_size, seed)
-    mark.write_text(json.dumps(recipe))  # last: an interrupted set is drawn again
-    return root
+    recipe = _Recipe(num_train, num_val, image_size, seed)
+    return recipe.draw(Path(root), 'detection', _draw_detection_split)
 
 
-def _draw_split(root: Path, split: str, count: int, image_size: int, seed: int) -> None:
-    (root / split).mkdir(exist_ok=True)
+def draw_segmentation_set(
+    root: str | Path,
+    *,
+    num_train: int = 256,
+    num_val: int = 64,
+    image_size: int = 256,
+    seed: int = 0,
+) -> Path:
+    """Draw the same images in ADE20K's layout, or leave them be.
+
+    Writes `{images,annotations}/{training,validation}` and `classes.txt`, the names
+    of ids 1 to 6 (`SEGMENTS`). Id 0 is void: pixels on the edge of an object.
+
+    Args and Raises: as `draw_detection_set`.
+
+    Returns:
+        `root`.
+    """
+    recipe = _Recipe(num_train, num_val, image_size, seed)
+    return recipe.draw(Path(root), 'segmentation', _draw_segmentation_split)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that a drawn set depends on."""
+
+    num_train: int
+    num_val: int
+    image_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_train < 1 or self.num_val < 1 or self.image_size < 64:
+            raise ValueError(
+                f'num_train is {self.num_train}, num_val {self.num_val}, image_size '
+                f'{self.image_size}; give at least 1, 1 and 64'
+            )
+
+    def draw(self, root: Path, kind: str, draw_split: Callable) -> Path:
+        """Call `draw_split` for both splits, unless they are there already."""
+        recipe = dict(asdict(self), version=_VERSION, kind=kind)
+        mark = root / 'drawn.json'
+        if mark.is_file():
+            if json.loads(mark.read_text()) == recipe:
+                return root
+        elif root.is_dir() and any(root.iterdir()):
+            raise ValueError(
+                f'{str(root)!r} has contents that were not drawn here; choose an empty '
+                'folder'
+            )
+        mark.unlink(missing_ok=True)
+        for split, count in (('train', self.num_train), ('val', self.num_val)):
+            draw_split(root, split, self._scenes(split, count))
+        mark.write_text(json.dumps(recipe))  # last: an interrupted set is drawn again
+        return root
+
+    def _scenes(self, split: str, count: int) -> Iterator[tuple[str, Scene]]:
+        """Drawings, each with the name of its files."""
+        for index in range(count):
+            rng = np.random.default_rng(
+                (self.seed, split == 'val', self.image_size, index)
+            )
+            is_empty = index % _EMPTY_EVERY == _EMPTY_EVERY - 1
+            num_objects = 0 if is_empty else int(rng.integers(1, 9))
+            yield f'{index:06d}', draw_scene(rng, self.image_size, num_objects)
+
+
+def _write_image(folder: Path, name: str, scene: Scene) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    file_name = f'{name}.jpg'
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+    cv2.imwrite(str(folder / file_name), scene.image, quality)
+    return file_name
+
+
+def _draw_detection_split(
+    root: Path, split: str, scenes: Iterator[tuple[str, Scene]]
+) -> None:
     images, annotations = [], []
-    for index in range(count):
-        rng = np.random.default_rng((seed, split == 'val', image_size, index))
-        is_empty = index % _EMPTY_EVERY == _EMPTY_EVERY - 1
-        scene = draw_scene(rng, image_size, 0 if is_empty else int(rng.integers(1, 9)))
-        name = f'{index:06d}.jpg'
-        cv2.imwrite(
-            str(root / split / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92]
-        )
+    for index, (name, scene) in enumerate(scenes):
+        file_name = _write_image(root / split, name, scene)
         height, width = scene.image.shape[:2]
-        images.append(dict(id=index + 1, file_name=name, width=width, height=height))
+        images.append(
+            dict(id=index + 1, file_name=file_name, width=width, height=height)
+        )
         for i, label in enumerate(scene.labels):
             annotation = dict(
                 id=len(annotations) + 1,
@@ -143,7 +207,20 @@ def _draw_split(root: Path, split: str, count: int, image_size: int, seed: int) 
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(SHAPES)]
     coco = dict(images=images, annotations=annotations, categories=categories)
     path = root / 'annotations' / f'instances_{split}.json'
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(coco))
+
+
+def _draw_segmentation_split(
+    root: Path, split: str, scenes: Iterator[tuple[str, Scene]]
+) -> None:
+    folder = dict(train='training', val='validation')[split]
+    maps = root / 'annotations' / folder
+    maps.mkdir(parents=True, exist_ok=True)
+    for name, scene in scenes:
+        _write_image(root / 'images' / folder, name, scene)
+        cv2.imwrite(str(maps / f'{name}.png'), scene.label_map())
+    (root / 'classes.txt').write_text('\n'.join(SEGMENTS) + '\n')
 
 
 def draw_scene(rng: np.random.Generator, image_size: int, num_objects: int) -> Scene:

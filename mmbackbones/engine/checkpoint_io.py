@@ -6,7 +6,9 @@ the training log that MMEngine itself saves, so that no run can be resumed. Here
 is always on, and what MMEngine's Runner saves is allowed, name by name.
 """
 
+import ast
 import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +43,8 @@ def _under_name(path: str, function: Callable) -> Callable:
     def call(*args):
         return function(*args)
 
-    call.__module__, _, call.__qualname__ = path.rpartition('.')
+    call.__module__, _, call.__name__ = path.rpartition('.')  # torch 2.4 reads this
+    call.__qualname__ = call.__name__
     return call
 
 
@@ -66,14 +69,10 @@ def _allowed_globals() -> tuple[Callable, ...]:
     return (
         HistoryBuffer,
         Namespace,  # the arguments, in what the official trainers save
-        *(
-            _under_name(f'{builtins}.{name}', function)
-            for builtins in ('builtins', '__builtin__')  # the second in torch 2.4
-            for name, function in (
-                ('getattr', _history_method),
-                ('bytes', lambda: b''),  # the data of an empty array
-            )
-        ),
+        _under_name('builtins.getattr', _history_method),
+        _under_name('builtins.bytes', lambda: b''),  # the data of an empty array
+        # The data of others; torch 2.4 does not have it on its list.
+        _under_name('_codecs.encode', lambda text, _: text.encode('latin1')),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(kind)) for kind in ARRAY_DTYPES),
@@ -93,10 +92,22 @@ def _allowing(allowed: tuple[Callable, ...]) -> Iterator[None]:
         add_safe_globals(before)
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Such a file holds code, and torch before 2.6 would load it all the same."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith('/constants.pkl') for name in archive.namelist())
+
+
 def _read(path: Path, map_location) -> object:
     """What the file holds; ValueError with one clear line where it cannot be had."""
     if not path.is_file():
         raise ValueError(f'checkpoint {str(path)!r} does not exist')
+    if _is_torchscript(path):
+        raise ValueError(
+            f'checkpoint {str(path)!r} is a TorchScript program, not a set of weights'
+        )
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -154,6 +165,44 @@ def _normalise(content: object, path: Path) -> dict:
     return result
 
 
+# All that MMEngine's dump of a config consists of.
+_DATA_NODES = (
+    *(ast.Module, ast.Assign, ast.Name, ast.Store, ast.Load, ast.Constant),
+    *(ast.Dict, ast.List, ast.Tuple, ast.Set, ast.UnaryOp, ast.USub),
+    *(ast.Call, ast.keyword),
+)
+_DATA_CALLS = ('dict', 'list', 'tuple', 'set', 'float')
+
+
+def _is_data(text: str) -> bool:
+    """Whether the text of a config only assigns values."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError:
+        return False
+    return all(isinstance(node, _DATA_NODES) for node in nodes) and all(
+        isinstance(node.func, ast.Name) and node.func.id in _DATA_CALLS
+        for node in nodes
+        if isinstance(node, ast.Call)
+    )
+
+
+def _without_code(content: dict, path: Path) -> dict:
+    """Leave out a config that is a program: MMEngine would run it on resume."""
+    meta = content.get('meta')
+    for key in ('cfg', 'config'):
+        text = meta.get(key) if isinstance(meta, dict) else None
+        if isinstance(text, str) and not _is_data(text):
+            del meta[key]
+            print_log(
+                f'The config inside checkpoint {str(path)!r} is left out: it does '
+                'more than assign values, and reading it would run that',
+                'current',
+                level=30,
+            )
+    return content
+
+
 def load_from_local(filename: str, map_location=None) -> dict:
     """Read a `.pth`, `.safetensors` or `.pdparams` file.
 
@@ -170,7 +219,7 @@ def load_from_local(filename: str, map_location=None) -> dict:
             names code (which is then not run).
     """
     path = Path(filename).expanduser()
-    return _normalise(_read(path, map_location), path)
+    return _without_code(_normalise(_read(path, map_location), path), path)
 
 
 def load_from_http(filename: str, map_location=None) -> dict:
