@@ -1,7 +1,7 @@
 """The demo: a small D-FINE from random weights on drawn shapes, CPU or GPU.
 
 AP 0.5 or better on unseen images is the aim; see the README for what it reaches.
-1 process x 16 images, 30 epochs of 50 steps, 96 x 96 pixels, flips only.
+1 process x 16 images, 36 epochs of 50 steps, 96 x 96 pixels, flips only.
 
     python tools/demo.py
     python tools/train.py configs/dfine_demo.py --data-root outputs/demo/data
@@ -62,7 +62,11 @@ _resize = dict(type=Resize, scale=(96, 96), keep_ratio=False, backend='pillow')
 train_pipeline = [
     dict(type=LoadImage),
     dict(type=LoadAnnotations, with_bbox=True),
-    dict(type=RandomFlip, prob=0.5),
+    dict(
+        type=RandomFlip,
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
     _resize,
     dict(type=DropSmallBoxes),
     dict(type=PackDetInputs),
@@ -101,14 +105,14 @@ param_scheduler = [
         type=CosineAnnealingLR,
         eta_min_ratio=0.02,
         by_epoch=True,
-        begin=15,
-        end=30,
+        begin=16,
+        end=36,
         convert_to_iter_based=True,
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=30, val_interval=5)
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=36, val_interval=6)
 default_hooks.logger.interval = 25
-default_hooks.checkpoint.interval = 5
+default_hooks.checkpoint.interval = 6
 default_hooks.ema.update(momentum=0.01, warmup_iters=100)
 default_hooks.stage_switch.num_final_epochs = 0

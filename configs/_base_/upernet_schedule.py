@@ -14,7 +14,11 @@ optim_wrapper = dict(
         type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True
     ),
     # Norms, biases, GRN, LAB and position tables are not decayed.
-    paramwise_cfg=dict(layer_decay=0.9, decay_vectors=False),
+    paramwise_cfg=dict(
+        groups=[dict(name='backbone', match=r'^backbone\.')],
+        layer_decay=0.9,
+        decay_vectors=False,
+    ),
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -106,7 +106,7 @@ class UPerNet(EncoderDecoder):
         if isinstance(wanted, int):
             found.update(in_index=index[0], in_channels=channels[index[0]])
         for key, value in found.items():
-            stated = head.setdefault(key, value)
+            stated = head.get(key, value)
             if (tuple(stated) if isinstance(stated, list) else stated) != value:
                 raise ValueError(
                     f'{name}.{key} is {stated}, but it has to be {value}: backbone '
@@ -114,4 +114,5 @@ class UPerNet(EncoderDecoder):
                     f'at the strides {strides}, and num_classes is '
                     f'{self._given_classes}; leave {key} out to follow'
                 )
+            head[key] = value
         return head
