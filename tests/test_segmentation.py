@@ -1,15 +1,19 @@
 """UPerNet follows its backbone; pictures of label maps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers import TOY_ARCH
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 import mmbackbones.segmentors  # noqa: F401
+from mmbackbones.apis.segmentation import build_segmentor, segment_files
 from mmbackbones.evaluation.seg_pictures import (
     SegPictureHook,
     SegVisualizer,
@@ -175,7 +179,7 @@ def test_overlays_leave_what_has_no_class() -> None:
     assert changed[:, 1].max() < 50
 
 
-def test_the_visualizer_draws_ground_truth_beside_prediction(tmp_path) -> None:
+def test_the_visualizer_draws_ground_truth_beside_prediction(tmp_path: Path) -> None:
     visualizer = SegVisualizer(alpha=1.0)
     visualizer.dataset_meta = dict(classes=('a', 'b'), palette=PALETTE)
     sample = SegDataSample(
@@ -185,13 +189,45 @@ def test_the_visualizer_draws_ground_truth_beside_prediction(tmp_path) -> None:
     image = np.zeros((8, 6, 3), np.uint8)
     path = tmp_path / 'x.png'
     visualizer.add_datasample('x', image, sample, with_labels=False, out_file=str(path))
-    from PIL import Image
-
     picture = np.asarray(Image.open(path))
     assert picture.shape == (8, 12, 3)
     assert picture[0, 0].tolist() == [200, 0, 0]
     assert picture[0, -1].tolist() == [0, 200, 0]
     assert visualizer.get_image().shape == (8, 6, 3)
+
+
+def checkpoint(path: Path, model: torch.nn.Module, **meta: object) -> str:
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return str(path)
+
+
+def test_a_checkpoint_brings_its_classes(tmp_path: Path) -> None:
+    names = ('a', 'b', 'c')
+    file = checkpoint(
+        tmp_path / 'named.pth',
+        build(num_classes=3),
+        dataset_meta=dict(classes=names, category_ids=(4, 9, 300)),
+    )
+    cfg = Config(dict(model=config(), default_scope='mmseg'))
+    meta = build_segmentor(cfg, file, 'cpu').dataset_meta
+    assert (meta['classes'], meta['category_ids']) == (names, (4, 9, 300))
+    assert len(meta['palette']) == 3
+
+    file = checkpoint(tmp_path / 'bare.pth', build(num_classes=2))
+    meta = build_segmentor(cfg, file, 'cpu').dataset_meta
+    assert meta['classes'] == ('class 0', 'class 1')
+    assert meta['category_ids'] == (0, 1)
+
+
+def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / 'other.pth', torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"other.pth' is of no segmentor"):
+        build_segmentor(Config(dict(model=config())), file, 'cpu')
+
+
+def test_two_images_with_one_map() -> None:
+    with pytest.raises(ValueError, match=r"several suffixes.*: 'a' is one"):
+        segment_files(Config(), '', ['x/a.jpg', 'x/a.png', 'x/b.jpg'], out_dir='')
 
 
 def test_the_picture_hook_needs_a_folder() -> None:
