@@ -1,7 +1,7 @@
 """The demo: a small D-FINE from random weights on drawn shapes, CPU or GPU.
 
 AP 0.5 or better on unseen images is the aim; see the README for what it reaches.
-1 process x 16 images, 36 epochs of 50 steps, 96 x 96 pixels, flips only.
+1 process x 16 images, 30 epochs of 50 steps, 96 x 96 pixels, flips only.
 
     python tools/demo.py
     python tools/train.py configs/dfine_demo.py --data-root outputs/demo/data
@@ -32,7 +32,7 @@ data_root = 'outputs/demo/data/'
 model.backbone = dict(
     type=HGNetV2,
     arch=dict(
-        stem_channels=(3, 16, 16),
+        stem_channels=(3, 8, 16),
         stage_in_channels=(16, 32, 64, 128),
         stage_mid_channels=(16, 24, 32, 48),
         stage_out_channels=(32, 64, 128, 192),
@@ -52,7 +52,7 @@ model.decoder.update(
     num_queries=60,
     num_layers=2,
     feedforward_channels=128,
-    num_denoising=50,
+    num_denoising=30,
     eval_size_hw=(96, 96),
 )
 model.data_preprocessor.batch_augments = None
@@ -105,14 +105,14 @@ param_scheduler = [
         type=CosineAnnealingLR,
         eta_min_ratio=0.02,
         by_epoch=True,
-        begin=16,
-        end=36,
+        begin=13,
+        end=30,
         convert_to_iter_based=True,
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=36, val_interval=6)
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=30, val_interval=10)
 default_hooks.logger.interval = 25
-default_hooks.checkpoint.interval = 6
+default_hooks.checkpoint.interval = 10
 default_hooks.ema.update(momentum=0.01, warmup_iters=100)
 default_hooks.stage_switch.num_final_epochs = 0

@@ -63,6 +63,8 @@ def build(cfg: Config) -> torch.nn.Module:
     model_cfg = cfg.model.copy()
     if model_cfg.get('decoder', {}).get('num_classes', 0) is None:
         model_cfg.decoder.num_classes = 3  # follows from data that is not here
+    if model_cfg.get('num_classes', 0) is None:
+        model_cfg.num_classes = 3  # likewise, of a segmentor
     with torch.device('meta'):
         return MODELS.build(model_cfg)
 

@@ -16,7 +16,6 @@ from mmengine.runner import CheckpointLoader
 from mmengine.utils import ProgressBar
 from torch import nn
 
-from mmbackbones.apis.config import prepare
 from mmbackbones.convert.objects365 import COCO_CLASSES, OBJECTS365_CLASSES
 from mmbackbones.convert.sources import to_ours
 from mmbackbones.engine.load_report import fit_state_dict
@@ -140,7 +139,7 @@ def detect_files(
     """
     if not 0 <= conf <= 1:
         raise ValueError(f'conf is {conf}; give a score between 0 and 1')
-    model = build_detector(prepare(cfg, training=False), checkpoint, device)
+    model = build_detector(cfg, checkpoint, device)
     pipeline = Compose(
         [
             step

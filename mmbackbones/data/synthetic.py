@@ -1,7 +1,7 @@
 """Detection and segmentation sets of drawn objects: made in seconds, always the same.
 
 It serves demos and tests. Five classes of shapes with one to many objects an image,
-sizes from a tenth to half of the image, turned and overlapping, before plain, graded,
+sizes from a fifth to half of the image, turned and overlapping, before plain, graded,
 striped or clouded backgrounds, with noise. Colour says nothing about the class, so a
 model has to learn form. Some images have no objects.
 """
@@ -27,7 +27,7 @@ __all__ = [
 SHAPES = ('disc', 'ring', 'square', 'triangle', 'star')
 SEGMENTS = ('background', *SHAPES)
 
-_VERSION = 1  # raise it when drawings change: older folders are then drawn anew
+_VERSION = 2  # raise it when drawings change: older folders are then drawn anew
 _ZOOM = 2  # drawn at twice the size: smooth edges, extents to half a pixel
 _SHIFT = 4  # OpenCV takes polygons in sixteenths of a pixel
 _EMPTY_EVERY = 16
@@ -172,7 +172,7 @@ class _Recipe:
                 (self.seed, split == 'val', self.image_size, index)
             )
             is_empty = index % _EMPTY_EVERY == _EMPTY_EVERY - 1
-            num_objects = 0 if is_empty else int(rng.integers(1, 9))
+            num_objects = 0 if is_empty else int(rng.integers(1, 7))
             yield f'{index:06d}', draw_scene(rng, self.image_size, num_objects)
 
 
@@ -262,7 +262,7 @@ def _shape_mask(
 ) -> tuple[np.ndarray, float]:
     """Where a shape of random size, place and turn lies, and its area uncut."""
     height, width = canvas_hw
-    radius = min(canvas_hw) * math.exp(rng.uniform(math.log(0.06), math.log(0.28)))
+    radius = min(canvas_hw) * math.exp(rng.uniform(math.log(0.1), math.log(0.28)))
     stretch = np.array((1.0, rng.uniform(0.75, 1.0)))
     turn = rng.uniform(0, 2 * math.pi)
     rotation = np.array(
