@@ -7,6 +7,7 @@ python tools/demo.py --out-dir /tmp/demo --fresh
 """
 
 import argparse
+import json
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,16 @@ def call(*arguments: object) -> None:
     command = [str(argument) for argument in arguments]
     print(f'\n$ python {shlex.join(command)}\n', flush=True)
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+def best_ap(work_dir: Path) -> float:
+    """The highest COCO AP in the logs of a work dir."""
+    lines = [
+        json.loads(line)
+        for log in work_dir.glob('*/vis_data/scalars.json')
+        for line in log.read_text().splitlines()
+    ]
+    return max(line['coco/bbox_mAP'] for line in lines if 'coco/bbox_mAP' in line)
 
 
 def main() -> None:
@@ -50,9 +61,12 @@ def main() -> None:
         *('tools/infer.py', CONFIG.relative_to(ROOT), checkpoint, data / 'val'),
         *('--work-dir', work_dir, '--out-dir', out / 'pictures', '--batch-size', 16),
     )
-    print(f'\nDone in {time.time() - start:.0f} s.')
+    print(
+        f'\nDone in {time.time() - start:.0f} s; AP {best_ap(work_dir):.3f} on images'
+    )
+    print('that it was not trained on.')
     print(f'  detections on unseen images: {out / "pictures"}')
-    print(f'  loss and AP curves:          {work_dir / "curves.png"}')
+    print(f'  loss and AP curves:          {sorted(work_dir.glob("*/curves.png"))[-1]}')
     print(f'  checkpoint:                  {checkpoint}')
 
 
