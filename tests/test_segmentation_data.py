@@ -5,16 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.config import Config
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
-from mmbackbones.data.seg_classes import (
-    IGNORED,
-    UNKNOWN,
-    LabelTable,
-    resolve_seg_classes,
-)
+from mmbackbones.data.seg_classes import IGNORED, LabelTable
 from mmbackbones.data.seg_folders import ADE20K, SegmentationFolders
 from mmbackbones.data.seg_transforms import LoadLabelMap, LoadSegImage
 from mmbackbones.data.synthetic import SEGMENTS, draw_scene, draw_segmentation_set
@@ -86,66 +80,9 @@ def test_a_class_file_gives_any_ids(name: str, tmp_path: Path) -> None:
     assert labels_of(dataset) == [[255, 0, 1], [2, 255, 0]]
 
 
-@pytest.mark.parametrize('name', ['a.txt', 'a.yaml'])
-@pytest.mark.parametrize('first', [0, 1])
-def test_a_list_in_a_file_counts_likewise(
-    name: str, first: int, tmp_path: Path
-) -> None:
-    text = 'sky\nroad\ncar\n' if name.endswith('txt') else '[sky, road, car]'
-    (tmp_path / name).write_text(text)
-    table = LabelTable.of(
-        class_file=str(tmp_path / name), reduce_zero_label=bool(first)
-    )
-    assert table.classes == NAMES
-    assert table.category_ids == (first, first + 1, first + 2)
-
-
-def test_chosen_classes_leave_the_others_ignored(tmp_path: Path) -> None:
-    (tmp_path / 'c.yaml').write_text(CLASS_FILES['mapping.yaml'])
-    table = LabelTable.of(
-        classes=('car', 'sky'),
-        class_file=str(tmp_path / 'c.yaml'),
-        reduce_zero_label=True,
-    )
-    assert table.category_ids == (1000, 7)
-    assert table.ignored_ids == (0, 200, 255)
-    lookup = table.lookup()
-    assert [lookup[i] for i in (0, 1, 7, 200, 255, 1000)] == [
-        IGNORED, UNKNOWN, 1, IGNORED, IGNORED, 0]  # fmt: skip
-
-
-def test_id_255_may_be_a_class_by_name(tmp_path: Path) -> None:
-    (tmp_path / 'c.yaml').write_text('{0: sky, 255: road}')
-    table = LabelTable.of(class_file=str(tmp_path / 'c.yaml'))
-    assert table.lookup()[255] == 1 and table.ignored_ids == ()
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('', 'neither a list of names nor a mapping'),
-        ('[]', 'is empty'),
-        ('{}', 'is empty'),
-        ('classes: 5', 'neither a list of names nor a mapping'),
-        ('sky: 1', 'neither a list of names nor a mapping'),
-        ('[sky', 'is broken'),
-        ('{0: sky, 1: sky}', 'names sky repeatedly'),
-        ('{-1: sky}', 'ids -1; ids are 0 to 65535'),
-        ('{0: ""}', 'empty names'),
-        (str(dict(enumerate('c' + str(i) for i in range(256)))), '255 are possible'),
-    ],
-)
-def test_wrong_class_files(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / 'c.yaml').write_text(text)
-    with pytest.raises(ValueError, match=message):
-        LabelTable.of(class_file=str(tmp_path / 'c.yaml'))
-
-
-def test_missing_class_file_and_unknown_names(tmp_path: Path) -> None:
+def test_missing_class_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"class_file '.*none.txt' does not exist"):
         folders(write_pair(tmp_path, [[0]]), metainfo=None, class_file='none.txt')
-    with pytest.raises(ValueError, match=r'has moon, which .* it has sky, road'):
-        LabelTable.of(classes=('moon',), known=NAMES)
 
 
 def ade_root(root: Path, ids: list) -> Path:
@@ -377,62 +314,6 @@ def test_label_maps_of_a_scene_agree_with_its_objects() -> None:
         inside = (label_map == label + 2).sum()
         assert 0.7 * owned < inside <= owned
     assert 0 < (label_map == 0).mean() < 0.1
-
-
-def seg_config(root: Path, num_classes: int | None, **train: object) -> Config:
-    def loader(**options: object) -> dict:
-        dataset = dict(
-            type=SegmentationFolders, data_root=str(root), class_file='c.txt'
-        )
-        return dict(dataset={**dataset, **options})
-
-    return Config(
-        dict(
-            model=dict(num_classes=num_classes, decode_head=dict()),
-            train_dataloader=loader(**train),
-            val_dataloader=loader(),
-        )
-    )
-
-
-@pytest.mark.parametrize('stated', [None, 3])
-def test_num_classes_follows_the_class_file(stated: int | None, tmp_path: Path) -> None:
-    (tmp_path / 'c.txt').write_text('sky\nroad\ncar\n')
-    cfg = resolve_seg_classes(seg_config(tmp_path, stated))
-    assert cfg.model.num_classes == 3
-
-
-def test_num_classes_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r'train_dataloader.dataset: class_file .*c.txt'
-    ):
-        resolve_seg_classes(seg_config(tmp_path, None))
-    assert resolve_seg_classes(seg_config(tmp_path, 5)).model.num_classes == 5
-    (tmp_path / 'c.txt').write_text('sky\nroad\ncar\n')
-    with pytest.raises(ValueError, match=r'is 5, but train_dataloader.* 3 classes'):
-        resolve_seg_classes(seg_config(tmp_path, 5))
-    other = dict(metainfo=dict(classes=['sky', 'road']))
-    with pytest.raises(ValueError, match=r'other classes .* differ in car'):
-        resolve_seg_classes(seg_config(tmp_path, None, **other))
-    swapped = dict(metainfo=dict(classes=['road', 'sky', 'car']))
-    with pytest.raises(ValueError, match='differ in their order'):
-        resolve_seg_classes(seg_config(tmp_path, None, **swapped))
-    with pytest.raises(ValueError, match='the config has no segmentation set'):
-        resolve_seg_classes(Config(dict(model=dict(num_classes=None))))
-
-
-def test_classes_of_known_sets_and_of_wrapped_ones() -> None:
-    wrapped = dict(
-        type='RepeatDataset', times=2, dataset=dict(type=ADE20K, data_root='none')
-    )
-    cfg = Config(
-        dict(
-            model=dict(num_classes=None),
-            train_dataloader=dict(dataset=wrapped),
-            val_dataloader=dict(dataset=dict(type='mmseg.ADE20KDataset')),
-        )
-    )
-    assert resolve_seg_classes(cfg).model.num_classes == 150
 
 
 def test_a_map_that_is_not_there() -> None:
