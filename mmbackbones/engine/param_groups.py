@@ -90,7 +90,7 @@ def assign_groups(
         matched[rule['name']] = True
         if not parameter.requires_grad:
             continue
-        label, depth = rule['name'], 0
+        label, depth = rule['name'], -1  # no depth: not of the backbone
         lr_mult, decay_mult = rule.get('lr_mult', 1.0), rule.get('decay_mult', 1.0)
         if depth_of is not None and name.startswith('backbone.'):
             depth, num_depths = depth_of(name, 'backbone.')
