@@ -209,10 +209,10 @@ def test_two_calls_give_the_same_numbers():
 def test_weights_multiply_their_terms():
     output, targets = benchmark.random_batch((3, 2), **SMALL)
     once = DFINECriterion()(output, targets)
-    names = ('vfl', 'bbox', 'giou', 'fgl', 'ddf')
-    defaults = (1.0, 5.0, 2.0, 0.15, 1.5)
-    for name, default in zip(names, defaults, strict=True):
-        twice = DFINECriterion(**{f'{name}_weight': 2 * default})(output, targets)
+    defaults = dict(vfl=1.0, bbox=5.0, giou=2.0, fgl=0.15, ddf=1.5)
+    for name, default in defaults.items():
+        argument = 'class_weight' if name == 'vfl' else f'{name}_weight'
+        twice = DFINECriterion(**{argument: 2 * default})(output, targets)
         for key, value in once.items():
             factor = 2 if key.startswith(f'loss_{name}') else 1
             torch.testing.assert_close(twice[key], factor * value)
@@ -386,7 +386,7 @@ def test_a_step_reads_from_the_device_once_and_writes_twice(
 
     monkeypatch.setattr(matching, 'indices_to_device', count_writes)
     monkeypatch.setattr(
-        'mmbackbones.losses.dfine_criterion.indices_to_device', count_writes
+        'mmbackbones.losses.detr_criterion.indices_to_device', count_writes
     )
     output, targets = benchmark.random_batch(sizes, **SMALL)
     output = map_tensors(output, lambda tensor: tensor.to('meta'))

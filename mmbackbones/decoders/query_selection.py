@@ -98,7 +98,12 @@ class QuerySelection(nn.Module):
 
     Raises:
         ValueError: `in_strides` does not fit `in_channels`.
+
+    Attributes:
+        activation: class of the activation in all heads and layers.
     """
+
+    activation: type[nn.Module] = nn.ReLU
 
     def __init__(
         self,
@@ -116,17 +121,15 @@ class QuerySelection(nn.Module):
                 f'{tuple(in_channels)}; give one stride per map'
             )
         self.num_classes, self.num_queries = num_classes, num_queries
-        self.input_proj = nn.ModuleList(
-            nn.Identity() if channels == hidden_dim else conv_norm(channels, hidden_dim)
-            for channels in in_channels
-        )
+        self.hidden_dim = hidden_dim
+        self.input_proj = nn.ModuleList(self._input_proj(c) for c in in_channels)
         self.enc_output = nn.Sequential(
             OrderedDict(
                 proj=nn.Linear(hidden_dim, hidden_dim), norm=nn.LayerNorm(hidden_dim)
             )
         )
         self.enc_score_head = nn.Linear(hidden_dim, num_classes)
-        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, self.activation)
 
         height, width = eval_size_hw
         self.anchor_sizes_hw = [
@@ -137,6 +140,11 @@ class QuerySelection(nn.Module):
         self.register_buffer('anchors', anchors)
         self.register_buffer('valid_mask', valid_mask)
         self._init_selection()
+
+    def _input_proj(self, in_channels: int) -> nn.Module:
+        if in_channels == self.hidden_dim:
+            return nn.Identity()
+        return conv_norm(in_channels, self.hidden_dim)
 
     def _init_selection(self) -> None:
         for proj in self.input_proj:

@@ -187,6 +187,7 @@ class GatedDecoderLayer(nn.Module):
         num_heads: of both attentions.
         num_points: sampled points of each level.
         feedforward_channels: width between the linear layers.
+        activation: class of the activation between them.
     """
 
     def __init__(
@@ -195,8 +196,10 @@ class GatedDecoderLayer(nn.Module):
         num_heads: int,
         num_points: Sequence[int],
         feedforward_channels: int,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        self.activation = activation()
         self.self_attn = SelfAttention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn = DeformableAttention(dim, num_heads, num_points)
@@ -229,5 +232,5 @@ class GatedDecoderLayer(nn.Module):
         """
         x = self.norm1(x + self.self_attn(x, pos, visible_mask))
         x = self.gateway(x, self.cross_attn(x + pos, ref_boxes, values))
-        x = x + self.linear2(F.relu(self.linear1(x)))
+        x = x + self.linear2(self.activation(self.linear1(x)))
         return self.norm3(x.clamp(-65504, 65504))  # the range of float16

@@ -1,3 +1,4 @@
+from .detr_criterion import DETRCriterion
 from .dfine_criterion import DFINECriterion
 
-__all__ = ['DFINECriterion']
+__all__ = ['DETRCriterion', 'DFINECriterion']

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmbackbones.ops.boxes import cxcywh_to_ordered_xyxy, elementwise_giou
 from mmbackbones.ops.predictions import BoxTargets
+from mmbackbones.registry import MODELS
 
 __all__ = [
     'HungarianMatcher',
@@ -115,6 +116,7 @@ def _both_formats(boxes: Tensor) -> Tensor:
     return torch.cat((boxes, cxcywh_to_ordered_xyxy(boxes)), dim=-1)
 
 
+@MODELS.register_module()
 class HungarianMatcher:
     """Bipartite matching of all prediction sets of a batch at once.
 
