@@ -111,6 +111,16 @@ def test_layer_decay_multiplies_the_rate_of_the_backbone() -> None:
     }  # fmt: skip
 
 
+def test_heads_keep_their_own_rate_where_no_rule_parts_them_from_the_backbone() -> None:
+    rates = {
+        name: group.lr_mult
+        for group in assign_groups(Net(), layer_decay=0.5)
+        for name in group.parameters
+    }
+    assert {rates[name] for name in rates if not name.startswith('backbone.')} == {1.0}
+    assert {rates['backbone.stem.weight'], rates['backbone.block.weight']} == {0.25, 0.5}
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import cv2
 import pytest
+from torch.utils.data import DataLoader
 
+from mmbackbones.apis.command_line import run_tool
 from mmbackbones.data.synthetic import draw_detection_set
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +114,8 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path) -> None:
 def test_test_evaluates_a_checkpoint(folder: Path) -> None:
     output = tool(
         *('test', CONFIG, folder / 'run' / 'epoch_2.pth'),
-        *('--out', folder / 'detections.json', '--show-dir', 'shown'),
+        *('--out', folder / 'detections.json'),
+        *('--show-dir', os.path.relpath(folder / 'shown', ROOT)),
         *arguments(folder),
     )
     numbers = re.findall(r'Average (?:Precision|Recall) .* = +(-?\d\.\d+)', output)
@@ -120,7 +123,7 @@ def test_test_evaluates_a_checkpoint(folder: Path) -> None:
     detections = json.loads((folder / 'detections.bbox.json').read_text())
     assert {d['image_id'] for d in detections} == {1, 2, 3, 4}
     assert {d['category_id'] for d in detections} <= {1, 2, 3, 4, 5}
-    assert len(list(folder.glob('run/*/shown/*'))) == 4
+    assert len(list((folder / 'shown').iterdir())) == 4
 
 
 @pytest.mark.parametrize('source', ['folder', 'glob', 'file'])
@@ -203,6 +206,20 @@ def test_mistakes_end_with_one_line(
         wrong = [*wrong, *arguments(folder)]
     output = tool(name, *wrong, ok=False)
     assert message in output and 'Traceback' not in output
+
+
+def test_an_error_from_a_worker_process_ends_with_its_own_line(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def main() -> None:
+        def load(_: object) -> None:
+            raise ValueError('dog.jpg is truncated')
+
+        list(DataLoader(range(2), num_workers=1, collate_fn=load))
+
+    with pytest.raises(SystemExit, match='2'):
+        run_tool(main)
+    assert capsys.readouterr().err.startswith('error: dog.jpg is truncated\n(MMB_')
 
 
 def test_help_shows_examples() -> None:

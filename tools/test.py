@@ -9,6 +9,7 @@ bash tools/dist_test.sh CONFIG CHECKPOINT 4
 """
 
 import argparse
+from pathlib import Path
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
@@ -41,7 +42,9 @@ def main() -> None:
             raise ValueError('--out is for detection; tools/infer.py writes id maps')
         cfg.test_evaluator.outfile_prefix = args.out.removesuffix('.json')
     if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+        # mmdet puts a relative folder inside the work dir; users mean their own.
+        folder = str(Path(args.show_dir).absolute())
+        cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
     Runner.from_cfg(prepare(cfg, training=False)).test()
 
 

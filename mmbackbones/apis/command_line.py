@@ -59,8 +59,10 @@ def run_tool(main: Callable[[], None]) -> None:
     except ValueError as error:
         if os.environ.get('MMB_TRACEBACK'):
             raise
+        # A data loader's worker sends its traceback along; the message comes last.
+        message = str(error).rpartition('ValueError: ')[2].strip()
         print(
-            f'error: {error}\n(MMB_TRACEBACK=1 shows where it was raised)',
+            f'error: {message}\n(MMB_TRACEBACK=1 shows where it was raised)',
             file=sys.stderr,
         )
         sys.exit(2)
