@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import exists
 from mmengine.logging import print_log
 
+from mmbackbones.apis.cpu_processes import init_cpu_processes
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.seg_classes import resolve_seg_classes
 
@@ -121,7 +122,8 @@ def prepare(cfg: Config, *, training: bool = True) -> Config:
       the annotation files, of a segmentor from the class file;
     - pre-trained backbone weights that are not on disk are left out, with a
       warning (nothing is ever downloaded);
-    - without a GPU: no AMP, no SyncBN, gloo between processes.
+    - without a GPU: no AMP, no SyncBN; the processes of a launcher are joined here,
+      over gloo.
 
     Args:
         cfg: from `load_config`.
@@ -183,14 +185,19 @@ def _fit_to_cpu(cfg: Config) -> None:
         set_amp(cfg, False)
         _say('no GPU: mixed precision is off')
     cfg.sync_bn = None
-    cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', ConfigDict())
-    cfg.env_cfg.dist_cfg.backend = 'gloo'
-    # DDP takes no device ids on CPU; mmengine gives them unless a wrapper is named.
-    cfg.model_wrapper_cfg = dict(
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if isinstance(cfg.get(key), dict):
+            cfg[key].pin_memory = False
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none':
+        return
+    dist_cfg = cfg.setdefault('env_cfg', ConfigDict()).setdefault('dist_cfg', {})
+    dist_cfg['backend'] = 'gloo'
+    init_cpu_processes(launcher, timeout=dist_cfg.get('timeout'))
+    # DDP takes no device ids on the CPU; mmengine gives them unless they are stated.
+    wrapper = cfg.get('model_wrapper_cfg') or ConfigDict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if isinstance(cfg.get(key), dict):
-            cfg[key].pin_memory = False
+    cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
