@@ -14,6 +14,6 @@ __version__ = '0.1.0'
 compat.apply()
 mmcv_ext.install()
 
-from mmbackbones import backbones, necks  # noqa: E402
+from mmbackbones import backbones, classifiers, necks  # noqa: E402
 
-__all__ = ['__version__', 'backbones', 'necks']
+__all__ = ['__version__', 'backbones', 'classifiers', 'necks']

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     'ops': '',
     'layers': 'ops',
     'backbones': 'ops layers',
+    'classifiers': 'ops layers backbones',
     'necks': 'ops layers backbones',
     'decoders': 'ops layers backbones necks',
     'losses': 'ops',
@@ -24,11 +25,12 @@ MAY_IMPORT = {
     'data': 'ops',
     'engine': 'ops convert',
     'evaluation': 'ops',
+    'inference': 'data evaluation',
     'detectors': 'ops layers backbones necks decoders losses',
     'segmentors': 'ops layers backbones necks decoders losses',
     'apis': 'ops layers backbones necks decoders losses convert data engine '
-    'evaluation detectors segmentors',
-    '__init__': 'ops engine backbones necks',
+    'evaluation detectors segmentors inference',
+    '__init__': 'ops engine backbones classifiers necks',
 }
 
 # Parts that run with torch and MMEngine alone; the rest may need mmdet.
@@ -37,6 +39,7 @@ WITHOUT_MMDET = (
     'ops',
     'layers',
     'backbones',
+    'classifiers',
     'necks',
     'decoders',
     'losses',

@@ -1,3 +1,4 @@
+from .classifier import classifier_to_ours
 from .keymap import ConversionReport, KeyMap, Rule, Transform
 from .source import Source
 from .sources import SOURCES, Conversion, from_ours, recognise, to_ours
@@ -10,6 +11,7 @@ __all__ = [
     'Rule',
     'Source',
     'Transform',
+    'classifier_to_ours',
     'from_ours',
     'recognise',
     'to_ours',
