@@ -32,27 +32,39 @@ REQUIRED = [
     'faster-coco-eval>=1.6.5',
     'safetensors>=0.4',
 ]
+EXPORT = ['onnx>=1.16', 'onnxscript>=0.1', 'onnxruntime>=1.18']
+SERVE = [
+    'fastapi>=0.110',
+    'uvicorn>=0.29',
+    'python-multipart>=0.0.9',
+    'prometheus-client>=0.20',
+]
 EXTRAS = {
+    'executorch': ['executorch>=1.0'],
+    'export': [*EXPORT, 'openvino>=2024.3', 'nncf>=2.14'],
+    'hub': ['huggingface_hub>=0.24'],  # hf:// and timm:// addresses of weights
+    'predict': ['supervision>=0.25', 'pandas>=2'],  # forms of results
+    'serve': SERVE,
     'dev': [
+        *EXPORT,
+        *SERVE,
+        'httpx>=0.27',
+        'huggingface_hub>=0.24',
         'pytest>=8',
         'pytest-xdist>=3.5',
         'ruff>=0.14',
-        'transformers>=4.52,<5',  # parity with its D-FINE; not imported by the package
-    ],
-    'export': [
-        'onnx>=1.16',
-        'onnxscript>=0.1',
-        'onnxruntime>=1.18',
-        'openvino>=2024.3',
+        'transformers>=4.52,<5',  # parity with its models; not imported by the package
+        'tritonclient[http]>=2.45',  # a client of the server
     ],
 }
 
 setup(
     name='mmbackbones',
     version=VERSION,
-    description='HGNetV2 and D-FINE, Hiera, ConvNeXt V2 in the OpenMMLab stack',
+    description='Real-time detection and segmentation in the OpenMMLab stack',
     license='Apache-2.0',
     packages=find_packages(include=['mmbackbones', 'mmbackbones.*']),
+    package_data={'mmbackbones.serving': ['page.html']},
     python_requires='>=3.11',
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -10,6 +10,7 @@ from mmengine.registry import (
     METRICS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
+    PARAM_SCHEDULERS,
     TRANSFORMS,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     'METRICS',
     'MODELS',
     'OPTIM_WRAPPER_CONSTRUCTORS',
+    'PARAM_SCHEDULERS',
     'TRANSFORMS',
 ]

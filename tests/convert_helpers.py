@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from mmbackbones.backbones.convnextv2 import ConvNeXtV2
 from mmbackbones.backbones.hgnetv2 import HGNetV2
 from mmbackbones.backbones.hiera import Hiera
+from mmbackbones.backbones.resnet_vd import ResNetVD
 
 ALL = (0, 1, 2, 3)
-FAMILIES = {cls.__name__: cls for cls in (HGNetV2, Hiera, ConvNeXtV2)}
+FAMILIES = {cls.__name__: cls for cls in (HGNetV2, Hiera, ConvNeXtV2, ResNetVD)}
 IMAGE_HIERA = ('tiny', 'small', 'base', 'base_plus', 'large', 'huge')
 SAM2_HIERA = ('sam2_tiny', 'sam2_small', 'sam2_base_plus', 'sam2_large')
 ABSWIN_HIERA = ('small_abswin', 'base_abswin')

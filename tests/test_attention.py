@@ -31,6 +31,14 @@ def test_self_attention_equals_that_of_torch(masked):
     assert_close(ours(x, pos, visible if masked else None), expected)
 
 
+def test_a_number_says_the_same_as_its_mask():
+    attention = SelfAttention(16, 4)
+    x, pos = torch.randn(2, 7, 16), torch.randn(2, 7, 16)
+    first = torch.arange(7) < 3
+    mask = first[:, None] | ~first
+    torch.testing.assert_close(attention(x, pos, 3), attention(x, pos, mask))
+
+
 def test_self_attention_starts_like_that_of_torch():
     module = SelfAttention(64, 8)
     bound = (6 / (3 * 64 + 64)) ** 0.5  # xavier, of the joint matrix

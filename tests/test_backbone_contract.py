@@ -21,9 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
 import mmbackbones  # noqa: F401  (puts a stand-in where compiled mmcv is missing)
-from mmbackbones.backbones import ConvNeXtV2, HGNetV2, Hiera
+from mmbackbones.backbones import ConvNeXtV2, HGNetV2, Hiera, ResNetVD
 
-FAMILIES = [HGNetV2, ConvNeXtV2, Hiera]
+FAMILIES = [HGNetV2, ConvNeXtV2, Hiera, ResNetVD]
 BACKBONES = [(cls, arch) for cls in FAMILIES for arch in cls.arch_settings]
 SMALLEST = [(cls, next(iter(cls.arch_settings))) for cls in FAMILIES]
 GOLDEN = Path(__file__).parent / 'golden'

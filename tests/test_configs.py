@@ -116,15 +116,36 @@ def test_config_states_the_published_recipe(name: str) -> None:
     assert ema.momentum == pytest.approx(1e-4)
 
 
+def names(pipeline: list) -> list[str]:
+    return [step.type.__name__ for step in pipeline]
+
+
 def test_final_pipeline_lacks_strong_augmentation() -> None:
     cfg = load('dfine_hgnetv2_b4_coco')
-
-    def names(pipeline: list) -> list[str]:
-        return [step.type.__name__ for step in pipeline]
-
-    strong = ['PhotometricDistort', 'RandomZoomOut', 'RandomIoUCrop']
+    strong = ['PhotometricDistort', 'WindowZoomOut', 'WindowIoUCrop']
     full = names(cfg.train_dataloader.dataset.pipeline)
     final = names(cfg.default_hooks.stage_switch.pipeline)
     assert [name for name in full if name not in strong] == [
-        'LoadImage', 'LoadAnnotations', *final[2:]]  # fmt: skip
+        'FastLoadImage', 'LoadAnnotations', *final[2:]]  # fmt: skip
     assert not set(strong) & set(final)
+
+
+def test_plain_pipelines_differ_in_classes_alone() -> None:
+    """Each step stands at the place of its plain form, with the same settings."""
+    fast_forms = {
+        'FastLoadImage': 'LoadImage',
+        'PackPlanes': 'PackDetInputs',
+        'WindowFlip': 'RandomFlip',
+        'WindowIoUCrop': 'RandomIoUCrop',
+        'WindowResize': 'Resize',
+        'WindowZoomOut': 'RandomZoomOut',
+    }
+    filters = {'keep_ratio', 'backend', 'interpolation'}  # of the plain resize
+    cfg = load('dfine_hgnetv2_b4_coco')
+    for kind in ('train_pipeline', 'final_pipeline'):
+        plain = cfg[f'plain_{kind}']
+        assert names(plain) == [fast_forms.get(n, n) for n in names(cfg[kind])]
+        for ours, theirs in zip(cfg[kind], plain, strict=True):
+            settings = {k: v for k, v in theirs.items() if k not in filters}
+            assert {**ours, 'type': 0} == {**settings, 'type': 0}
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline

@@ -30,6 +30,7 @@ NETWORKS = [
     *(('Hiera', arch, {}) for arch in FAMILIES['Hiera'].arch_settings),
     *(('Hiera', arch, dict(num_frames=16)) for arch in ('base', 'huge')),
     *(('ConvNeXtV2', arch, {}) for arch in FAMILIES['ConvNeXtV2'].arch_settings),
+    *(('ResNetVD', arch, {}) for arch in FAMILIES['ResNetVD'].arch_settings),
     *((family, arch, dict(with_out_norm=True))
       for family, arch in (('Hiera', 'tiny'), ('ConvNeXtV2', 'atto'))),
 ]  # fmt: skip
@@ -38,7 +39,9 @@ NETWORKS = [
 def makers_of(family: str, arch: str, kwargs: dict) -> set[str]:
     """Who has a form of a network."""
     if family == 'HGNetV2':
-        return {'ours', 'dfine', 'timm', 'paddle', 'hf'}
+        return {'ours', 'dfine', 'timm', 'paddle', 'hf', 'rtdetrv2'}
+    if family == 'ResNetVD':
+        return {'ours', 'rtdetr', 'rtdetrv2', 'paddle', 'hf'}
     if family == 'ConvNeXtV2':
         has_norms = {'ours', 'official', 'hf', 'mmpretrain'}
         return has_norms if kwargs else has_norms | {'timm', 'fcmae'}
@@ -86,6 +89,7 @@ TOYS = {
     'ConvNeXtV2': FAMILIES['ConvNeXtV2'](
         dict(channels=(8, 12, 16, 20), depths=(1, 2, 1, 1))
     ),
+    'ResNetVD': FAMILIES['ResNetVD']('r18'),
     # as wide as atto, which timm writes with convolutions
     'ConvNeXtV2 of timm': FAMILIES['ConvNeXtV2'](
         dict(channels=(40, 12, 16, 20), depths=(1, 1, 1, 1))
@@ -182,14 +186,17 @@ def test_no_rule_is_unused():
         (family, arch, kwargs, 'export', maker)
         for family, arch, kwargs in NETWORKS
         for maker in makers_of(family, arch, kwargs) - {''}
-        if kwargs or arch in ('b0', 'tiny', 'sam2_tiny', 'small_abswin', 'atto')
+        if kwargs
+        or family == 'ResNetVD'
+        or arch in ('b0', 'tiny', 'sam2_tiny', 'small_abswin', 'atto')
     ]
     heads = {
         'HGNetV2': {'fc.weight': (1000, 1024)},
         'Hiera': {'pooler.layernorm.weight': (768,)},
         'ConvNeXtV2': {'layernorm.weight': (320,)},
+        'ResNetVD': {},
     }
-    unused = {source: None for source in SOURCES if source.family != 'DFINE'}
+    unused = {source: None for source in SOURCES if source.family in FAMILIES}
     for family, arch, kwargs, source, maker in published:
         net = meta_net(family, arch, **kwargs)
         shapes, _ = _full(family, source, net, maker)
@@ -325,6 +332,13 @@ def _hugging_face(family: str, arch: str) -> nn.Module:
             hidden_sizes=list(settings.channels), depths=list(settings.depths)
         )
         return transformers.ConvNextV2ForImageClassification(config)
+    if family == 'ResNetVD':
+        config = transformers.RTDetrResNetConfig(
+            hidden_sizes=list(meta_net(family, arch).out_channels),
+            depths=list(settings.depths),
+            layer_type='bottleneck' if settings.bottleneck else 'basic',
+        )
+        return transformers.RTDetrResNetBackbone(config)
     config = transformers.HieraConfig(
         embed_dim=settings['embed_dims'],
         depths=list(settings['depths']),
@@ -339,6 +353,7 @@ def _hugging_face(family: str, arch: str) -> nn.Module:
         *(('HGNetV2', arch) for arch in FAMILIES['HGNetV2'].arch_settings),
         *(('Hiera', arch) for arch in IMAGE_HIERA),
         *(('ConvNeXtV2', arch) for arch in FAMILIES['ConvNeXtV2'].arch_settings),
+        *(('ResNetVD', arch) for arch in FAMILIES['ResNetVD'].arch_settings),
     ],
 )
 def test_names_and_shapes_are_those_of_transformers(family, arch):
@@ -348,7 +363,8 @@ def test_names_and_shapes_are_those_of_transformers(family, arch):
     ours, report = to_ours(theirs)
     assert shapes_of(ours) == shapes_of(state)
     heads = {'HGNetV2': {'fc'}, 'Hiera': {'pooler', 'classifier'},
-             'ConvNeXtV2': {'layernorm', 'classifier'}}  # fmt: skip
+             'ConvNeXtV2': {'layernorm', 'classifier'},
+             'ResNetVD': set()}  # fmt: skip
     assert {name.split('.')[0] for name in report.dropped} == heads[family]
     back, _ = from_ours(state, 'hf')
     prefix = report.source.find_prefix(theirs)

@@ -130,6 +130,10 @@ def test_who_sees_whom():
     assert visible.tolist() == [[c == '1' for c in row] for row in expected]
 
 
+def test_a_single_group_takes_no_mask():
+    assert denoising_visible_mask(8, 1, 3, torch.device('cpu')) == 8
+
+
 def test_nothing_is_read_back_from_the_device():
     """Tensors of the meta device have no values to read."""
     truth = BoxTargets(

@@ -343,6 +343,27 @@ def test_two_thousand_boxes_in_one_image_take_bounded_memory():
     assert traces[1].total <= 2.1 * traces[0].total
 
 
+@pytest.mark.parametrize(
+    'doubled',
+    [dict(sizes=(40,) * 4), dict(sizes=(20,) * 8), dict(num_queries=600)],
+    ids=['boxes', 'images', 'queries'],
+)
+def test_twice_as_many_are_at_most_twice_the_work(doubled):
+    # No term has boxes x boxes, or the boxes of one image and queries of another:
+    # that would be four times as much. Denoising queries are two a box in any group.
+    traces = []
+    for options in ({}, doubled):
+        options = dict(sizes=(20,) * 4, num_layers=3) | options
+        output, targets = benchmark.random_batch(**options)
+        leaves = with_gradients(output)
+        with LargestTensor() as trace:
+            losses = DFINECriterion()(output, targets)
+            torch.autograd.grad(sum(losses.values()), list(leaves.values()))
+        traces.append(trace)
+    assert traces[1].total <= 2.1 * traces[0].total
+    assert traces[1].largest <= 2.1 * traces[0].largest
+
+
 @pytest.fixture
 def host_reads(monkeypatch):
     """Tensors on `meta` have no values, so any unplanned read from them raises."""

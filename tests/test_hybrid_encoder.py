@@ -59,6 +59,18 @@ def test_every_parameter_gets_a_gradient(size):
 
 
 @toys
+def test_one_image_has_the_gradients_that_it_has_beside_another(size):
+    encoder = randomise(build(TOYS[size])[0]).double().eval()
+    pair = [x.double() for x in features(TOYS[size], 96, 96)]
+    grads = []
+    for num in (1, 2):
+        maps = [x[:num].clone().requires_grad_() for x in pair]
+        sum(x[:1].sin().sum() for x in encoder(tuple(maps))).backward()
+        grads.append([x.grad[0] for x in maps])
+    assert_close(*grads)
+
+
+@toys
 def test_deployed_maps_are_the_same(size):
     encoder = randomise(build(TOYS[size])[0]).eval()
     maps = features(TOYS[size], 64, 96)

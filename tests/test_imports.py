@@ -26,10 +26,12 @@ MAY_IMPORT = {
     'engine': 'ops convert',
     'evaluation': 'ops',
     'inference': 'data evaluation',
+    'serving': 'inference',
+    'export': 'ops layers backbones inference',
     'detectors': 'ops layers backbones necks decoders losses',
     'segmentors': 'ops layers backbones necks decoders losses',
     'apis': 'ops layers backbones necks decoders losses convert data engine '
-    'evaluation detectors segmentors inference',
+    'evaluation detectors segmentors inference export',
     '__init__': 'ops engine backbones classifiers necks',
 }
 

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from mmbackbones.losses.classification import varifocal_loss
+from mmbackbones.losses.classification import (
+    MatchabilityTerm,
+    matchability_aware_loss,
+    varifocal_loss,
+)
 from mmbackbones.losses.localization import (
     ddf_loss,
     ddf_weights,
@@ -70,6 +74,68 @@ def test_varifocal_by_hand():
     assert quality.grad is None
     # q * (p - q) at the matched entry
     assert logits.grad[1, 1, 2].item() == pytest.approx(0.8 * (0.5 - 0.8))
+
+
+def test_matchability_without_matches():
+    # p = 1/2 in all 2 * 3 entries: (1/2)^1.5 * ln 2 each
+    logits = torch.zeros(1, 2, 3, requires_grad=True)
+    loss = matchability_aware_loss(
+        logits, empty_index(1, 0), empty_index(1, 0), torch.empty(1, 0), gamma=1.5
+    )
+    torch.testing.assert_close(loss, torch.tensor([6 * 0.5**1.5 * math.log(2)]))
+    # the weight has no gradient: (1/2)^1.5 * (p - 0)
+    loss.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.full_like(logits, 0.5**2.5))
+
+
+def test_matchability_by_hand():
+    # Two sets of 2 queries and 3 classes. In the first, query 0 is matched to class
+    # 0 with logit ln 3 (p = 3/4) and quality 1/4, whose target is (1/4)^1.5 = 1/8:
+    # BCE = -(1/8 ln 3/4 + 7/8 ln 1/4), weight 1. In the second, all logits are 0;
+    # query 1 is matched to class 2 at .64, target .64^1.5 = .512: BCE(1/2, .) = ln 2.
+    # The five other entries of each: p^1.5 * BCE(1/2, 0) = (1/2)^1.5 ln 2.
+    logits = torch.zeros(2, 2, 3)
+    logits[0, 0, 0] = math.log(3)
+    quality = torch.tensor([[0.25], [0.64]], requires_grad=True)
+    loss = matchability_aware_loss(
+        logits.requires_grad_(),
+        torch.tensor([[0], [1]]),
+        torch.tensor([[0], [2]]),
+        quality,
+        gamma=1.5,
+    )
+    rest = 5 * 0.5**1.5 * math.log(2)
+    expected = [
+        -(math.log(0.75) / 8 + 7 * math.log(0.25) / 8) + rest,
+        math.log(2) + rest,
+    ]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+    loss.sum().backward()
+    assert quality.grad is None
+    # p - target at the matches
+    torch.testing.assert_close(logits.grad[0, 0, 0], torch.tensor(0.75 - 0.125))
+    torch.testing.assert_close(logits.grad[1, 1, 2], torch.tensor(0.5 - 0.512))
+    torch.testing.assert_close(logits.grad[1, 0, 0], torch.tensor(0.5**2.5))
+
+
+@pytest.mark.parametrize('quality', [0.0, 0.05])
+def test_matchability_does_not_ignore_a_bad_match(quality):
+    # A confident score on a box of no quality: varifocal loss weighs it by that
+    # quality, so by 0; here its weight is 1, BCE(p, q^1.5).
+    logits = torch.full((1, 1, 1), 2.0)
+    index = torch.zeros(1, 1, dtype=INDEX)
+    values = torch.tensor([[quality]])
+    varifocal = varifocal_loss(logits, index, index, values, alpha=0.75, gamma=2.0)
+    matchability = MatchabilityTerm()(logits, index, index, values)
+    probability, target = torch.tensor(2.0).sigmoid(), quality**1.5
+    expected = -(target * probability.log() + (1 - target) * (1 - probability).log())
+    torch.testing.assert_close(matchability[0], expected)
+    torch.testing.assert_close(
+        varifocal[0],
+        quality
+        * -(quality * probability.log() + (1 - quality) * (1 - probability).log()),
+    )
+    assert matchability > 10 * varifocal
 
 
 def test_l1_by_hand():

@@ -8,6 +8,7 @@ import torch
 from mmbackbones.losses.matching import (
     HungarianMatcher,
     Pairs,
+    ScoreIoUMatcher,
     assign,
     indices_to_device,
     union_of_matches,
@@ -92,6 +93,33 @@ def test_cost_by_hand():
     cost = HungarianMatcher().costs(logits, boxes, targets)
     expected = 2 * 0.125 * math.log(0.5) + 5 * 0.2 - 2 * 0.5
     torch.testing.assert_close(cost, torch.tensor([[[expected]]]))
+
+
+def test_cost_of_score_and_iou_by_hand():
+    # Boxes of side .2, the second shifted by half: IoU 1/3, to the fourth 1/81.
+    # The third does not touch the target: 0 whatever its score.
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2], [0.1] * 4])
+    logits = torch.tensor([[0.0, -9.0], [math.log(3), -9.0], [9.0, 9.0]])
+    targets = BoxTargets(torch.tensor([0]), boxes[:1], (1,))
+    costs = ScoreIoUMatcher(iou_power=4.0).costs(
+        logits[None, None], boxes[None, None], targets
+    )
+    expected = torch.tensor([[[-0.5, -0.75 / 81, 0.0]]])
+    torch.testing.assert_close(costs, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('sizes', [(0, 0), (3, 0, 2), (7,)])
+def test_score_and_iou_match_in_any_chunks_and_survive_broken_boxes(sizes):
+    logits, boxes = make_predictions(2, len(sizes), 5)
+    boxes[0, 0, 0] = math.nan
+    boxes[1, 0, 1, 2:] = -1
+    targets = make_targets(sizes)
+    whole = ScoreIoUMatcher().costs(logits, boxes, targets)
+    assert whole.isfinite().all()
+    single = ScoreIoUMatcher(max_entries=1).costs(logits, boxes, targets)
+    torch.testing.assert_close(single, whole)
+    pairs = ScoreIoUMatcher()(logits, boxes, targets)
+    assert pairs.query.shape == (2, sum(min(size, 5) for size in sizes))
 
 
 def test_costs_see_only_the_image_of_the_box():

@@ -1,4 +1,4 @@
-"""D-FINE-N learns 16 real images by heart (slow; needs a COCO folder).
+"""Each dialect learns a few real images by heart (slow; needs a COCO folder).
 
 MMB_COCO_DIR=data/coco python -m pytest -m slow tests/test_overfit.py
 """
@@ -14,44 +14,104 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COCO = os.environ.get('MMB_COCO_DIR')
 
-# The final pipeline less its flip (what is learned is what is tested), at 320 px.
-OPTIONS = (
-    'train_dataloader.dataset.indices=16',
-    'train_dataloader.batch_size=8',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.dataset.indices=16',
-    'val_dataloader.dataset.ann_file=annotations/instances_train2017.json',
-    'val_dataloader.dataset.data_prefix.img=train2017/',
-    'val_dataloader.batch_size=8',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'val_evaluator.ann_file=None',
-    'val_dataloader.dataset.pipeline.1.scale=(320,320)',
-    'default_hooks.stage_switch.pipeline.3.prob=0.0',
-    'default_hooks.stage_switch.pipeline.4.scale=(320,320)',
-    'default_hooks.stage_switch.num_final_epochs=250',
-    'default_hooks.stage_switch.reload_best=False',
-    'default_hooks.ema.momentum=0.02',
-    'default_hooks.ema.warmup_iters=50',
-    'default_hooks.checkpoint.interval=250',
-    'param_scheduler.0.end=30',
-    'train_cfg.max_epochs=250',
-    'train_cfg.val_interval=50',
-)
+# Images, their side in pixels, epochs, and what a config of its own needs: without
+# pre-trained weights the whole network learns, at one rate.
+CASES = {
+    'dfine_nano_hgnetv2_b0_coco': (16, 320, 250, ['param_scheduler.0.end=30']),
+    'rtdetr_r18vd_coco': (
+        8,
+        192,
+        300,
+        [
+            'optim_wrapper.optimizer.lr=2e-4',
+            'optim_wrapper.paramwise_cfg.groups.0.lr_mult=1.0',
+            'optim_wrapper.paramwise_cfg.groups.1.lr_mult=1.0',
+        ],
+    ),
+    'rtdetrv2_r18vd_coco': (
+        8,
+        192,
+        300,
+        [
+            'optim_wrapper.optimizer.lr=2e-4',
+            'param_scheduler.0.end=30',
+        ],
+    ),
+    'deim_nano_hgnetv2_b0_coco': (8, 192, 300, ['param_scheduler.0.warmup=30']),
+    'deim_rtdetrv2_r18vd_coco': (
+        8,
+        192,
+        300,
+        ['param_scheduler.0.warmup=30', 'param_scheduler.0.gamma=1.0'],
+    ),
+    'deimv2_nano_hgnetv2_b0_coco': (
+        8,
+        256,
+        400,
+        [
+            'param_scheduler.0.warmup=30',
+            'param_scheduler.0.flat_until=60',
+            'param_scheduler.0.gamma=0.02',
+        ],
+    ),
+    'deimv2_hgnetv2_pico_coco': (
+        8,
+        320,
+        400,
+        [
+            'param_scheduler.0.warmup=30',
+            'param_scheduler.0.gamma=0.02',
+            'default_hooks.stage_switch.ends=(0,0,0,0)',
+            'default_hooks.stage_switch.pipeline.2.min_size=1',
+            'default_hooks.stage_switch.pipeline.5.min_size=1',
+        ],
+    ),
+}
+
+
+def options(num_images: int, side: int, epochs: int, *, phases: bool) -> list[str]:
+    """The final pipeline less its flip: what is learned is what is tested."""
+    switch = 'default_hooks.stage_switch.'
+    final_from_the_start = (
+        [f'{switch}of_epochs={epochs}', f'{switch}ends=(0,0,0)']
+        if phases
+        else [f'{switch}num_final_epochs={epochs}']
+    )
+    return [
+        f'train_dataloader.dataset.indices={num_images}',
+        'train_dataloader.batch_size=8',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        f'val_dataloader.dataset.indices={num_images}',
+        'val_dataloader.dataset.ann_file=annotations/instances_train2017.json',
+        'val_dataloader.dataset.data_prefix.img=train2017/',
+        'val_dataloader.batch_size=8',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'val_evaluator.ann_file=None',
+        f'val_dataloader.dataset.pipeline.1.scale=({side},{side})',
+        'default_hooks.stage_switch.pipeline.3.prob=0.0',
+        f'default_hooks.stage_switch.pipeline.4.scale=({side},{side})',
+        *final_from_the_start,
+        'default_hooks.stage_switch.reload_best=False',
+        'default_hooks.ema.momentum=0.02',
+        'default_hooks.ema.warmup_iters=50',
+        f'default_hooks.checkpoint.interval={epochs}',
+        f'train_cfg.max_epochs={epochs}',
+        'train_cfg.val_interval=50',
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not COCO, reason='MMB_COCO_DIR does not name a COCO folder')
-def test_nano_overfits_16_images(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        'tools/train.py',
-        'configs/dfine_nano_hgnetv2_b0_coco.py',
-    ]
-    command += ['--data-root', COCO, '--work-dir', str(tmp_path)]
+@pytest.mark.parametrize('name', CASES)
+def test_a_few_images_are_learned_by_heart(name: str, tmp_path: Path) -> None:
+    *sizes, own = CASES[name]
+    phases = name.startswith('deim')
+    command = [sys.executable, 'tools/train.py', f'configs/{name}.py']
+    command += ['--no-amp', '--data-root', COCO, '--work-dir', str(tmp_path)]
     done = subprocess.run(
-        [*command, '--cfg-options', *OPTIONS],
+        [*command, '--cfg-options', *options(*sizes, phases=phases), *own],
         cwd=ROOT,
         capture_output=True,
         text=True,

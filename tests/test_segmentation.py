@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 import mmbackbones.segmentors  # noqa: F401
-from mmbackbones.apis.segmentation import build_segmentor, segment_files
+from mmbackbones.apis.segmentation import build_segmentor
 from mmbackbones.evaluation.seg_pictures import (
     SegPictureHook,
     SegVisualizer,
@@ -223,11 +223,6 @@ def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     file = checkpoint(tmp_path / 'other.pth', torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"other.pth' is of no segmentor"):
         build_segmentor(Config(dict(model=config())), file, 'cpu')
-
-
-def test_two_images_with_one_map() -> None:
-    with pytest.raises(ValueError, match=r"several suffixes.*: 'a' is one"):
-        segment_files(Config(), '', ['x/a.jpg', 'x/a.png', 'x/b.jpg'], out_dir='')
 
 
 def test_the_picture_hook_needs_a_folder() -> None:

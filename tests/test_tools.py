@@ -157,6 +157,23 @@ def test_browse_dataset_shows_each_image_and_its_draws(folder: Path) -> None:
     assert all(p.shape[1] > 2 * p.shape[0] for p in pictures)
 
 
+def test_browse_dataset_shows_the_phases_of_deim(folder: Path) -> None:
+    out = folder / 'phases'
+    command = ['browse_dataset', 'configs/deim_nano_hgnetv2_b0_coco.py']
+    command += ['--num', 1, '--repeats', 1, '--out-dir', out]
+    options = ['model.decoder.num_classes=None']
+    for split in ('train', 'val'):
+        dataset = f'{split}_dataloader.dataset'
+        options.append(f'{dataset}.ann_file=annotations/instances_{split}.json')
+        options.append(f'{dataset}.data_prefix.img={split}/')
+    command += ['--data-root', folder / 'data', '--work-dir', folder / 'run']
+    tool(*command, '--cfg-options', *options)
+    shown = sorted(path.parent.name for path in out.rglob('*.jpg'))
+    assert shown == ['phase_1', 'phase_2', 'phase_3', 'phase_4']
+    message = tool(*command, '--phase', 5, '--cfg-options', *options, ok=False)
+    assert '--phase is 5; this config has 4 phases' in message
+
+
 def test_print_config_writes_a_config(tmp_path: Path) -> None:
     tool(
         *('print_config', CONFIG, '--out', tmp_path / 'flat.py'),

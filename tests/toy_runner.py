@@ -93,6 +93,7 @@ def toy_runner(
     max_epochs: int,
     scores: Sequence[float] | None = None,
     num_workers: int = 0,
+    runner_class: type[Runner] = Runner,
     **overrides: object,
 ) -> Runner:
     """Runner over two steps an epoch, samples stamped 1.
@@ -103,6 +104,7 @@ def toy_runner(
         max_epochs: of the loop.
         scores: what the metric gives after each epoch; None for no validation.
         num_workers: of the training loader, persistent.
+        runner_class: of mmengine, or derived from it.
         overrides: further arguments of the Runner.
     """
     loader = dict(
@@ -136,4 +138,4 @@ def toy_runner(
         log_level='WARNING',
         **validation,
     )
-    return Runner(**{**arguments, **overrides})
+    return runner_class(**{**arguments, **overrides})

@@ -3,6 +3,7 @@
 python tools/train.py configs/dfine_hgnetv2_b4_coco.py --data-root data/coco
 python tools/train.py configs/dfine_hgnetv2_b0_custom.py --data-root my_data
 python tools/train.py CONFIG --resume auto
+python tools/train.py CONFIG --log-to tensorboard
 bash tools/dist_train.sh CONFIG 4 --auto-scale-lr
 """
 
@@ -10,7 +11,13 @@ import argparse
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
-from mmbackbones.apis.config import load_config, prepare, set_amp
+from mmbackbones.apis.config import (
+    LOG_BACKENDS,
+    load_config,
+    log_to,
+    prepare,
+    set_amp,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,13 +39,20 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate by the batch size over the published one',
     )
+    parser.add_argument(
+        '--log-to',
+        nargs='+',
+        choices=LOG_BACKENDS,
+        default=(),
+        help='send the log to these services, too',
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the training loop of the config."""
     args = parse_args()
-    from mmengine.runner import Runner
+    from mmengine.registry import RUNNERS
 
     cfg = load_config(
         args.config,
@@ -47,6 +61,7 @@ def main() -> None:
         cfg_options=args.cfg_options,
     )
     cfg.launcher = args.launcher
+    log_to(cfg, args.log_to)
     if args.amp is not None:
         set_amp(cfg, args.amp)
     if args.auto_scale_lr:
@@ -56,7 +71,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(prepare(cfg)).train()
+    RUNNERS.build(prepare(cfg)).train()
 
 
 if __name__ == '__main__':

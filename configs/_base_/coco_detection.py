@@ -16,6 +16,14 @@ from mmbackbones.data.det_transforms import (
     RandomIoUCrop,
     RandomZoomOut,
 )
+from mmbackbones.data.fast_transforms import (
+    FastLoadImage,
+    PackPlanes,
+    WindowFlip,
+    WindowIoUCrop,
+    WindowResize,
+    WindowZoomOut,
+)
 from mmbackbones.evaluation.coco import FastCocoMetric
 
 data_root = 'data/coco/'
@@ -29,12 +37,37 @@ _resize = dict(
     backend='pillow',
     interpolation='bilinear',
 )
-_pack = dict(
-    type=PackDetInputs,
-    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-)
+_meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+_pack = dict(type=PackDetInputs, meta_keys=_meta_keys)
 
+# Zoom-out, crop, flip and resize resample the image once. They draw the same numbers
+# as the plain pipelines below, and give the same boxes.
 train_pipeline = [
+    dict(type=FastLoadImage),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=PhotometricDistort),
+    dict(type=WindowZoomOut),
+    dict(type=WindowIoUCrop),
+    dict(type=DropSmallBoxes),
+    dict(type=WindowFlip, prob=0.5),
+    dict(type=WindowResize, scale=(640, 640)),
+    dict(type=DropSmallBoxes),
+    dict(type=PackPlanes, meta_keys=_meta_keys),
+]
+# The last epochs: no distortion, zoom-out or crop.
+final_pipeline = [
+    dict(type=FastLoadImage),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=DropSmallBoxes),
+    dict(type=WindowFlip, prob=0.5),
+    dict(type=WindowResize, scale=(640, 640)),
+    dict(type=DropSmallBoxes),
+    dict(type=PackPlanes, meta_keys=_meta_keys),
+]
+# To compare with: one pass over the image a step, as the originals. A leaf chooses them
+# by `train_dataloader.dataset.pipeline = plain_train_pipeline` and
+# `default_hooks.stage_switch.pipeline = plain_final_pipeline`.
+plain_train_pipeline = [
     dict(type=LoadImage),
     dict(type=LoadAnnotations, with_bbox=True),
     dict(type=PhotometricDistort),
@@ -46,8 +79,7 @@ train_pipeline = [
     dict(type=DropSmallBoxes),
     _pack,
 ]
-# The last epochs: no distortion, zoom-out or crop.
-final_pipeline = [
+plain_final_pipeline = [
     dict(type=LoadImage),
     dict(type=LoadAnnotations, with_bbox=True),
     dict(type=DropSmallBoxes),

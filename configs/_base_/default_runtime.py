@@ -3,20 +3,27 @@
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.hooks import (
-    CheckpointHook,
     DistSamplerSeedHook,
     IterTimerHook,
     LoggerHook,
     ParamSchedulerHook,
 )
-from mmengine.visualization import LocalVisBackend
 
+from mmbackbones.data.read_faults import ReadFaultHook
 from mmbackbones.engine.curves import CurveHook
+from mmbackbones.engine.disk_space import PatientVisBackend
 from mmbackbones.engine.load_report import LoadReportHook
+from mmbackbones.engine.loader_watch import LoaderWatchHook
+from mmbackbones.engine.nan_guard import NanGuardHook
+from mmbackbones.engine.preemption import PreemptionHook
+from mmbackbones.engine.safe_checkpoint import SafeCheckpointHook
 from mmbackbones.engine.train_log import CompactLogProcessor, LogHistoryHook
+from mmbackbones.engine.val_loss import ValLossHook
 
 default_scope = 'mmdet'
 custom_imports = dict(imports=['mmbackbones'], allow_failed_imports=False)
+# Resumes at any iteration; its checkpoints are whole or not there.
+runner_type = 'mmbackbones.engine.safe_runner.SafeRunner'
 
 # A leaf edits an entry by its key: default_hooks.checkpoint.interval = 5.
 default_hooks = dict(
@@ -24,8 +31,9 @@ default_hooks = dict(
     logger=dict(type=LoggerHook, interval=50),
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(
-        type=CheckpointHook,
+        type=SafeCheckpointHook,
         interval=1,
+        iter_interval=1000,  # states to resume from, between the others
         max_keep_ckpts=3,
         save_best='coco/bbox_mAP',
         rule='greater',
@@ -35,6 +43,11 @@ default_hooks = dict(
     load_report=dict(type=LoadReportHook),
     log_history=dict(type=LogHistoryHook),
     curves=dict(type=CurveHook),
+    nan_guard=dict(type=NanGuardHook, patience=20),
+    read_faults=dict(type=ReadFaultHook, max_share=0.01),
+    preemption=dict(type=PreemptionHook),
+    val_loss=dict(type=ValLossHook),
+    loader_watch=dict(type=LoaderWatchHook),
 )
 
 env_cfg = dict(
@@ -46,7 +59,7 @@ sync_bn = 'torch'  # takes effect in distributed runs on GPUs only
 
 visualizer = dict(
     type=DetLocalVisualizer,
-    vis_backends=[dict(type=LocalVisBackend)],
+    vis_backends=[dict(type=PatientVisBackend)],
     name='visualizer',
 )
 log_processor = dict(type=CompactLogProcessor, window_size=50, by_epoch=True)

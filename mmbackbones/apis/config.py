@@ -4,7 +4,9 @@ The tools call `load_config`, then `prepare`. Neither touches what a config
 states unless the machine or the data demands it, and each change is said.
 """
 
+import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +17,23 @@ from mmengine.logging import print_log
 from mmbackbones.apis.cpu_processes import init_cpu_processes
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.seg_classes import resolve_seg_classes
+from mmbackbones.engine import mlflow_names, shared_buffers  # noqa: F401  (register)
 
-__all__ = ['is_segmentor', 'load_config', 'prepare', 'set_amp']
+__all__ = [
+    'LOG_BACKENDS',
+    'is_segmentor',
+    'load_config',
+    'log_to',
+    'prepare',
+    'set_amp',
+]
+
+# Their classes in the registry; the name is also that of module and pip package.
+LOG_BACKENDS = dict(
+    tensorboard='TensorboardVisBackend',
+    wandb='WandbVisBackend',
+    mlflow='MLflowNamesBackend',
+)
 
 
 def _say(message: str, level: int = 20) -> None:
@@ -115,6 +132,49 @@ def set_amp(cfg: Config, enabled: bool) -> None:
             wrapper.pop(key, None)
 
 
+def log_to(cfg: Config, backends: Sequence[str]) -> None:
+    """Send scalars and pictures to these services, too.
+
+    The files in the work dir are written as before. TensorBoard's lie beside them, and
+    so do MLflow's (`mlflow.db`, `mlflow_artifacts`) unless MLFLOW_TRACKING_URI names a
+    server. Accounts and offline use are up to the packages' own variables
+    (WANDB_MODE=offline, ...). Runs are named after the work dir.
+
+    Args:
+        cfg: of a run.
+        backends: of `LOG_BACKENDS`.
+
+    Raises:
+        ValueError: an unknown one, or a package that is not installed.
+    """
+    unknown = set(backends) - set(LOG_BACKENDS)
+    if unknown:
+        raise ValueError(
+            f'--log-to {" ".join(sorted(unknown))}: choose from '
+            f'{", ".join(LOG_BACKENDS)}'
+        )
+    missing = [name for name in backends if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ' '.join(missing)
+        raise ValueError(f'--log-to {names} needs: pip install {names}')
+    work_dir = Path(cfg.work_dir).absolute()
+    run, server = work_dir.name, os.environ.get('MLFLOW_TRACKING_URI')
+    options = dict(
+        tensorboard={},
+        wandb=dict(init_kwargs=dict(project='mmbackbones', name=run)),
+        mlflow=dict(
+            exp_name='mmbackbones',
+            run_name=run,
+            tracking_uri=server or f'sqlite:///{work_dir}/mlflow.db',
+            artifact_location=None if server else f'{work_dir}/mlflow_artifacts',
+        ),
+    )
+    cfg.visualizer.vis_backends = [
+        *cfg.visualizer.vis_backends,
+        *(dict(type=LOG_BACKENDS[name], **options[name]) for name in backends),
+    ]
+
+
 def prepare(cfg: Config, *, training: bool = True) -> Config:
     """Fit the config to this machine and to its data, in place.
 
@@ -201,3 +261,7 @@ def _fit_to_cpu(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, 'device_ids': None}
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or ()),
+        dict(type='SharedBuffersHook'),
+    ]

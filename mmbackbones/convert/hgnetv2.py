@@ -2,6 +2,7 @@
 
 Upstream: https://github.com/PaddlePaddle/PaddleClas
 ppcls/arch/backbone/legendary_models/pp_hgnet_v2.py,
+https://github.com/lyuwenyu/RT-DETR rtdetrv2_pytorch/src/nn/backbone/hgnetv2.py,
 https://github.com/huggingface/pytorch-image-models timm/models/hgnet.py,
 https://github.com/huggingface/transformers src/transformers/models/hgnet_v2, all
 Apache-2.0, as are the published weights.
@@ -10,7 +11,7 @@ Apache-2.0, as are the published weights.
 from mmbackbones.convert.keymap import KeyMap, Rule
 from mmbackbones.convert.source import APACHE, Source
 
-__all__ = ['SOURCES']
+__all__ = ['SOURCES', 'rtdetr_rules']
 
 _CLASSIFIER = 'the classifier, which backbones do not have'
 
@@ -26,6 +27,20 @@ OFFICIAL = KeyMap(
 _BLOCK = 'stages.{i}.blocks.{j}'
 _SQUEEZE = f'{_BLOCK}.aggregation_squeeze_conv'
 _EXCITE = f'{_BLOCK}.aggregation_excitation_conv'
+
+
+def rtdetr_rules(prefix: str = '') -> list[Rule]:
+    """Of RT-DETRv2: Paddle's blocks, a padding beside even kernels, torch's norms."""
+    pairs = (
+        (f'{_SQUEEZE}.{{path}}', f'{_BLOCK}.aggregation.0.{{path}}'),
+        (f'{_EXCITE}.{{path}}', f'{_BLOCK}.aggregation.1.{{path}}'),
+        ('stem.stem2a.conv.1.{leaf}', 'stem.stem2a.conv.{leaf}'),
+        ('stem.stem2b.conv.1.{leaf}', 'stem.stem2b.conv.{leaf}'),
+        ('stem.{path}', 'stem.{path}'),
+        ('stages.{path}', 'stages.{path}'),
+    )
+    return [Rule(prefix + theirs, prefix + ours) for theirs, ours in pairs]
+
 
 PADDLE = KeyMap(
     [
@@ -77,6 +92,13 @@ SOURCES = (
         (r'stem\.stem1\.bn\._mean',),
         APACHE,
         note="trained with HGNetV2(stem_pool_pad='inf')",
+    ),
+    Source(
+        'HGNetV2',
+        ('rtdetrv2',),
+        KeyMap(rtdetr_rules()),  # PPHGNetV2_*_ssld_pretrained_from_paddle.pth
+        (r'stages\.0\.blocks\.0\.aggregation_squeeze_conv\.conv\.weight',),
+        APACHE,
     ),
     Source(
         'HGNetV2',

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmbackbones.convert import convnextv2, dfine, hgnetv2, hiera
+from mmbackbones.convert import (
+    convnextv2,
+    dfine,
+    hgnetv2,
+    hiera,
+    resnet_vd,
+    rtdetr,
+)
 from mmbackbones.convert.keymap import KeyMap, Rule
 from mmbackbones.convert.source import APACHE, Source
 
@@ -24,6 +31,7 @@ __all__ = [
 
 # Where two fit, the first is meant.
 SOURCES = (
+    *rtdetr.SOURCES,
     Source(
         'DFINE',
         ('hf',),
@@ -41,6 +49,7 @@ SOURCES = (
     *hgnetv2.SOURCES,
     *hiera.SOURCES,
     *convnextv2.SOURCES,
+    *resnet_vd.SOURCES,
 )
 
 

@@ -1,4 +1,5 @@
 from mmbackbones.data.batch_augments import MultiScaleResize
+from mmbackbones.data.batch_mixing import CopyBlend, MixUp
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.coco import CocoDetection
 from mmbackbones.data.det_transforms import (
@@ -8,16 +9,35 @@ from mmbackbones.data.det_transforms import (
     RandomIoUCrop,
     RandomZoomOut,
 )
+from mmbackbones.data.fast_transforms import (
+    FastLoadImage,
+    PackPlanes,
+    WindowFlip,
+    WindowIoUCrop,
+    WindowResize,
+    WindowZoomOut,
+)
+from mmbackbones.data.mosaic import CentredAffine, WholeMosaic
 from mmbackbones.data.synthetic import draw_detection_set
 
 __all__ = [
+    'CentredAffine',
     'CocoDetection',
+    'CopyBlend',
     'DropSmallBoxes',
+    'FastLoadImage',
     'LoadImage',
+    'MixUp',
     'MultiScaleResize',
+    'PackPlanes',
     'PhotometricDistort',
     'RandomIoUCrop',
     'RandomZoomOut',
+    'WholeMosaic',
+    'WindowFlip',
+    'WindowIoUCrop',
+    'WindowResize',
+    'WindowZoomOut',
     'draw_detection_set',
     'resolve_classes',
 ]

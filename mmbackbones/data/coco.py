@@ -7,7 +7,8 @@ Departs from the source:
   stated list of classes keeps its own order (mmdet keeps the file's);
 - images without boxes are trained on;
 - crowds and unusable boxes are dropped and counted, boxes are clamped to the image;
-- images are read by `LoadImage`; polygons are not kept.
+- images are read by `LoadImage`, one that cannot be read is replaced in training;
+  polygons are not kept.
 """
 
 import math
@@ -24,6 +25,8 @@ from mmengine.logging import print_log
 
 from mmbackbones.data.coco_json import category_table, name_some, read_coco_json
 from mmbackbones.data.det_transforms import LoadImage
+from mmbackbones.data.mosaic import give_data_set
+from mmbackbones.data.read_faults import ReplacesUnreadable
 from mmbackbones.registry import DATASETS
 
 __all__ = ['CocoDetection']
@@ -46,7 +49,7 @@ def _clamp_box(bbox: Any, width: int, height: int) -> tuple[list[float], str]:
 
 
 @DATASETS.register_module()
-class CocoDetection(CocoDataset):
+class CocoDetection(ReplacesUnreadable, CocoDataset):
     """A detection set in COCO format.
 
     A sample has no crowd boxes; evaluation reads them from the json itself. After
@@ -109,6 +112,7 @@ class CocoDetection(CocoDataset):
         for i, step in enumerate(pipeline.transforms):
             if type(step) is LoadImageFromFile and vars(step) == default:
                 pipeline.transforms[i] = LoadImage()
+        give_data_set(pipeline.transforms, self)
         self._pipeline = pipeline
 
     def load_data_list(self) -> list[dict]:

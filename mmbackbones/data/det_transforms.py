@@ -105,6 +105,8 @@ class LoadImage(LoadImageFromFile):
 
 def _keep_boxes(results: dict, keep: np.ndarray) -> None:
     """Reduce everything that is listed per box to those where `keep` `(n,)` is True."""
+    if keep.all():
+        return
     for key in ('gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks'):
         if key in results:
             results[key] = results[key][keep]
@@ -216,24 +218,26 @@ class RandomZoomOut(BaseTransform):
         """Enlarge `img` and move `gt_bboxes`."""
         if random.random() >= self.prob:
             return results
-        image = results['img']
-        height, width = image.shape[:2]
+        height, width = results['img_shape']
         ratio = random.uniform(*self.side_range)
-        canvas = np.zeros(
-            (int(height * ratio), int(width * ratio), *image.shape[2:]), image.dtype
-        )
-        left = int((canvas.shape[1] - width) * random.random())
-        top = int((canvas.shape[0] - height) * random.random())
-        canvas[top : top + height, left : left + width] = image
-        results['img'] = canvas
-        results['img_shape'] = canvas.shape[:2]
+        canvas_hw = int(height * ratio), int(width * ratio)
+        left = int((canvas_hw[1] - width) * random.random())
+        top = int((canvas_hw[0] - height) * random.random())
+        self._enlarge(results, canvas_hw, left, top)
+        results['img_shape'] = canvas_hw
         if 'gt_bboxes' in results:
             results['gt_bboxes'].translate_([left, top])
         if 'gt_masks' in results:
-            results['gt_masks'] = results['gt_masks'].expand(
-                *canvas.shape[:2], top, left
-            )
+            results['gt_masks'] = results['gt_masks'].expand(*canvas_hw, top, left)
         return results
+
+    def _enlarge(
+        self, results: dict, canvas_hw: tuple[int, int], left: int, top: int
+    ) -> None:
+        image = results['img']
+        canvas = np.zeros((*canvas_hw, *image.shape[2:]), image.dtype)
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+        results['img'] = canvas
 
 
 @TRANSFORMS.register_module()
@@ -283,7 +287,7 @@ class RandomIoUCrop(BaseTransform):
         if random.random() >= self.prob or not len(results.get('gt_bboxes', ())):
             return results
         boxes = results['gt_bboxes'].tensor.numpy()
-        height, width = results['img'].shape[:2]
+        height, width = results['img_shape']
         crop = None
         while crop is None:
             min_iou = random.choice(self.options)
@@ -291,14 +295,17 @@ class RandomIoUCrop(BaseTransform):
                 return results
             crop = self._find_crop(boxes, width, height, min_iou)
         left, top, right, bottom = (int(edge) for edge in crop)
-        results['img'] = results['img'][top:bottom, left:right]
-        results['img_shape'] = results['img'].shape[:2]
+        self._cut(results, left, top, right, bottom)
+        results['img_shape'] = (bottom - top, right - left)
         _keep_boxes(results, _centres_inside(boxes, crop[None])[0])
         results['gt_bboxes'].translate_([-left, -top])
         results['gt_bboxes'].clip_(results['img_shape'])
         if 'gt_masks' in results:
             results['gt_masks'] = results['gt_masks'].crop(crop)
         return results
+
+    def _cut(self, results: dict, left: int, top: int, right: int, bottom: int) -> None:
+        results['img'] = results['img'][top:bottom, left:right]
 
     def _find_crop(
         self, boxes: np.ndarray, width: int, height: int, min_iou: float
@@ -315,10 +322,11 @@ class RandomIoUCrop(BaseTransform):
         fits = (sizes[:, 0] >= self.aspect[0] * sizes[:, 1]) & (
             sizes[:, 0] <= self.aspect[1] * sizes[:, 1]
         )
+        crops = crops[fits]
         inside = _centres_inside(boxes, crops)  # (T, n)
         overlaps = np.where(inside, _pairwise_iou(crops, boxes), -1.0)
-        fits &= overlaps.max(axis=1) >= min_iou
-        return crops[fits.argmax()] if fits.any() else None
+        enough = overlaps.max(axis=1, initial=-1.0) >= min_iou
+        return crops[enough.argmax()] if enough.any() else None
 
 
 def _centres_inside(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:

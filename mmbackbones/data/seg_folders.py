@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 
 from mmbackbones.data.coco_json import name_some
+from mmbackbones.data.read_faults import ReplacesUnreadable
 from mmbackbones.data.seg_classes import LabelTable, class_file_path
 from mmbackbones.data.seg_transforms import with_checked_loading
 from mmbackbones.registry import DATASETS
@@ -27,7 +28,7 @@ _IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 @DATASETS.register_module()
-class SegmentationFolders(BaseSegDataset):
+class SegmentationFolders(ReplacesUnreadable, BaseSegDataset):
     """Images in one folder, their label maps under the same names in another.
 
     A label map is a picture of one channel whose values are ids. `metainfo` holds

@@ -47,6 +47,8 @@ def make_denoising_queries(
     num_denoising: int,
     label_noise_ratio: float,
     box_noise_scale: float,
+    *,
+    flip_crossed: bool = True,
 ) -> DenoisingQueries | None:
     """Draw denoising queries.
 
@@ -61,6 +63,8 @@ def make_denoising_queries(
             least 1.
         label_noise_ratio: in [0, 2].
         box_noise_scale: at least 0.
+        flip_crossed: whether a box whose edges have crossed is turned the right way
+            round, as D-FINE does; otherwise its size is 0, as in RT-DETR.
 
     Returns:
         The queries; None for a batch without boxes.
@@ -88,7 +92,9 @@ def make_denoising_queries(
     is_negative = torch.arange(boxes.shape[1], device=device) // most % 2
     reach = (reach + is_negative[:, None]) * box_noise_scale  # (N, R, 4)
     edges = cxcywh_to_xyxy(boxes) + sign * reach * boxes[..., 2:].repeat(1, 1, 2) * 0.5
-    boxes = xyxy_to_cxcywh(edges.clamp(0, 1)).abs()  # edges may have crossed
+    boxes = xyxy_to_cxcywh(edges.clamp(0, 1))
+    if flip_crossed:
+        boxes = boxes.abs()
     return DenoisingQueries(class_embed(labels), inverse_sigmoid(boxes), pairs)
 
 
@@ -121,7 +127,7 @@ def _layout(
 
 def denoising_visible_mask(
     num_denoising: int, num_groups: int, num_queries: int, device: torch.device
-) -> Tensor:
+) -> Tensor | int:
     """Which queries see which: a group itself, and everybody the matched queries.
 
     Args:
@@ -131,8 +137,11 @@ def denoising_visible_mask(
         device: of the result.
 
     Returns:
-        `(R + Q, R + Q)` bool; row i says what query i sees.
+        `(R + Q, R + Q)` bool; row i says what query i sees. Of a single group R alone:
+        crowded images have thousands of queries, and need no mask of their square.
     """
+    if num_groups == 1:
+        return num_denoising
     group = torch.arange(num_denoising + num_queries, device=device)
     group = (group // (num_denoising // num_groups)).clamp(max=num_groups)
     return (group[:, None] == group) | (group == num_groups)

@@ -19,6 +19,7 @@ from mmbackbones.decoders.denoising import (
     make_denoising_queries,
 )
 from mmbackbones.decoders.query_selection import QuerySelection, prior_bias
+from mmbackbones.layers.attention import Visibility
 from mmbackbones.layers.mlp import MLP
 from mmbackbones.ops.predictions import BoxTargets, DecoderOutput, QueryPredictions
 
@@ -48,7 +49,12 @@ class DETRDecoder(QuerySelection):
 
     Raises:
         ValueError: the arguments contradict each other.
+
+    Attributes:
+        flip_crossed: of the denoising boxes, see `make_denoising_queries`.
     """
+
+    flip_crossed = True
 
     def __init__(
         self,
@@ -144,6 +150,7 @@ class DETRDecoder(QuerySelection):
                 self.num_denoising,
                 self.label_noise_ratio,
                 self.box_noise_scale,
+                flip_crossed=self.flip_crossed,
             )
         if denoising is not None:
             num_denoising, num_queries = denoising.content.shape[1], content.shape[1]
@@ -179,7 +186,7 @@ class DETRDecoder(QuerySelection):
         x: Tensor,
         box_logits: Tensor,
         values: Sequence[Tensor],
-        visible_mask: Tensor | None = None,
+        visible_mask: Visibility = None,
     ) -> QueryPredictions:
         """Run the layers.
 
@@ -187,7 +194,7 @@ class DETRDecoder(QuerySelection):
             x: `(N, Q, D)` content of the queries.
             box_logits: `(N, Q, 4)` without gradient.
             values: of `_values`, one for each map.
-            visible_mask: `(Q, Q)` bool.
+            visible_mask: as in `SelfAttention`.
 
         Returns:
             All layers in training, `eval_layer` alone in evaluation.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbackbones.decoders.detr_decoder import DETRDecoder
-from mmbackbones.layers.attention import GatedDecoderLayer
+from mmbackbones.layers.attention import GatedDecoderLayer, Visibility
 from mmbackbones.layers.mlp import MLP
 from mmbackbones.ops.boxes import inverse_sigmoid
 from mmbackbones.ops.distribution import (
@@ -91,7 +91,13 @@ class DFINEDecoder(DETRDecoder):
 
     Raises:
         ValueError: the arguments contradict each other.
+
+    Attributes:
+        positions_follow_boxes: whether each layer encodes the boxes of the one before,
+            or all use the encoding of the selected boxes.
     """
+
+    positions_follow_boxes = True
 
     def __init__(
         self,
@@ -116,9 +122,11 @@ class DFINEDecoder(DETRDecoder):
             self.reg_scale,
         )
         self.pre_bbox_head = self._bbox_head(4)
-        self.dec_bbox_head = nn.ModuleList(
-            self._bbox_head(4 * (reg_max + 1)) for _ in range(self.num_layers)
-        )
+        self.dec_bbox_head = nn.ModuleList(self._bbox_heads(4 * (reg_max + 1)))
+
+    def _bbox_heads(self, out_channels: int) -> list[MLP]:
+        """Heads of the distributions, one for each layer."""
+        return [self._bbox_head(out_channels) for _ in range(self.num_layers)]
 
     def _query_pos_head(self) -> MLP:
         head = super()._query_pos_head()
@@ -140,7 +148,7 @@ class DFINEDecoder(DETRDecoder):
         x: Tensor,
         box_logits: Tensor,
         values: Sequence[Tensor],
-        visible_mask: Tensor | None = None,
+        visible_mask: Visibility = None,
     ) -> QueryPredictions:
         bins = weighting_function(self.reg_max, self.up, self.reg_scale)
         boxes = box_logits.sigmoid()
@@ -148,7 +156,8 @@ class DFINEDecoder(DETRDecoder):
         outputs, pre = [], {}
         for i, layer in enumerate(self.decoder.layers):
             boxes = boxes.detach()
-            pos = self.query_pos_head(boxes).clamp(-10, 10)
+            if i == 0 or self.positions_follow_boxes:
+                pos = self.query_pos_head(boxes).clamp(-10, 10)
             x_before, x = x.detach(), layer(x, pos, boxes, values, visible_mask)
             if i == 0:
                 pre_boxes = (self.pre_bbox_head(x) + inverse_sigmoid(boxes)).sigmoid()

@@ -5,7 +5,9 @@ Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/dfine_decoder.py
 (Apache-2.0).
 Departs from the source:
 - anchors follow the maps that come in, on their device; the buffers for the
-  published size serve as a cache, and are never read from a checkpoint;
+  published size serve as a cache. A checkpoint's are taken where they are the same
+  but for rounding: upstream averages them like weights, which costs digits that its
+  published numbers were measured with;
 - an anchor too close to the border has a large logit instead of infinity: its box
   is the same, and averaging of buffers (EMA by interpolation) stays free of NaN;
 - images with fewer tokens than `num_queries` use all their tokens.
@@ -123,11 +125,7 @@ class QuerySelection(nn.Module):
         self.num_classes, self.num_queries = num_classes, num_queries
         self.hidden_dim = hidden_dim
         self.input_proj = nn.ModuleList(self._input_proj(c) for c in in_channels)
-        self.enc_output = nn.Sequential(
-            OrderedDict(
-                proj=nn.Linear(hidden_dim, hidden_dim), norm=nn.LayerNorm(hidden_dim)
-            )
-        )
+        self.enc_output = self._enc_output()
         self.enc_score_head = nn.Linear(hidden_dim, num_classes)
         self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, self.activation)
 
@@ -146,11 +144,21 @@ class QuerySelection(nn.Module):
             return nn.Identity()
         return conv_norm(in_channels, self.hidden_dim)
 
+    def _enc_output(self) -> nn.Module:
+        """Projects tokens `(N, L, D)` for the encoder heads and as content."""
+        return nn.Sequential(
+            OrderedDict(
+                proj=nn.Linear(self.hidden_dim, self.hidden_dim),
+                norm=nn.LayerNorm(self.hidden_dim),
+            )
+        )
+
     def _init_selection(self) -> None:
         for proj in self.input_proj:
             if not isinstance(proj, nn.Identity):
                 nn.init.xavier_uniform_(proj.conv.weight)
-        nn.init.xavier_uniform_(self.enc_output.proj.weight)
+        if not isinstance(self.enc_output, nn.Identity):
+            nn.init.xavier_uniform_(self.enc_output.proj.weight)
         nn.init.constant_(self.enc_score_head.bias, prior_bias(0.01))
         nn.init.zeros_(self.enc_bbox_head.layers[-1].weight)
         nn.init.zeros_(self.enc_bbox_head.layers[-1].bias)
@@ -170,14 +178,18 @@ class QuerySelection(nn.Module):
         tokens = self.enc_output(memory.masked_fill(~valid_mask, 0))  # (N, L, D)
         logits = self.enc_score_head(tokens)
         num_queries = min(self.num_queries, tokens.shape[1])
-        index = logits.amax(-1).topk(num_queries).indices[..., None]  # (N, Q, 1)
+        index = self._best_tokens(logits, num_queries)[..., None]  # (N, Q, 1)
         content = tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
         anchors = anchors.expand(len(index), -1, -1)
         return SelectedQueries(
             content,
             self.enc_bbox_head(content) + anchors.gather(1, index.expand(-1, -1, 4)),
-            logits.gather(1, index.expand(-1, -1, self.num_classes)),
+            logits.gather(1, index.expand(-1, -1, logits.shape[-1])),
         )
+
+    def _best_tokens(self, logits: Tensor, num_queries: int) -> Tensor:
+        """Indices `(N, Q)` of tokens `(N, L, C)`, by default of the highest logits."""
+        return logits.amax(-1).topk(num_queries).indices
 
     def _anchors_for(self, sizes_hw: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         if sizes_hw == self.anchor_sizes_hw:
@@ -187,7 +199,20 @@ class QuerySelection(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # Both follow from eval_size_hw. Those of a checkpoint may be of another size
         # and hold infinities.
+        saved = state_dict.get(prefix + 'anchors')
         for name in ('anchors', 'valid_mask'):
             if prefix + name in state_dict:
                 state_dict[prefix + name] = getattr(self, name)
+        if saved is not None and self._are_rounded(saved):
+            state_dict[prefix + 'anchors'] = torch.where(
+                self.valid_mask, saved.to(self.anchors), self.anchors
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _are_rounded(self, anchors: Tensor) -> bool:
+        """Whether these are ours, but for rounding and for the border."""
+        own = self.anchors
+        if anchors.shape != own.shape or anchors.is_meta or own.is_meta:
+            return False
+        difference = (anchors.to(own) - own).abs()
+        return bool((difference.masked_fill(~self.valid_mask, 0) < 0.01).all())

@@ -21,6 +21,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
+from mmbackbones.engine.fused_clip import fuse_clipping
 from mmbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 __all__ = ['ParamGroup', 'ParamGroupConstructor', 'assign_groups']
@@ -217,9 +218,11 @@ class ParamGroupConstructor:
         ]
         _log_table(model, options)
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, 'params': options})
-        return OPTIM_WRAPPERS.build(
+        wrapper = OPTIM_WRAPPERS.build(
             {'type': 'OptimWrapper', **self.wrapper_cfg, 'optimizer': optimizer}
         )
+        fuse_clipping(wrapper)
+        return wrapper
 
     def _scaled(self, key: str, factor: float) -> dict[str, float]:
         """The group's own value of an option; nothing where it is the common one."""

@@ -42,7 +42,12 @@ def check_fit(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         for name, value in own.items()
         if name in given and given[name] != tuple(value.shape)
     ]
-    required = (name for name in own if not _OPTIONAL.fullmatch(name))
+    required = (
+        name
+        for name in own
+        if name.startswith(getattr(backbone, 'must_load', ''))
+        and not _OPTIONAL.fullmatch(name)
+    )
     missing = [name for name in required if name not in given]
     unknown = [n for n in given if n not in own and not _OPTIONAL.fullmatch(n)]
     found = {'shapes': shapes, 'they lack': missing, 'not in the backbone': unknown}
@@ -77,6 +82,8 @@ def load_backbone(
             prefix, state_dict = _BACKBONE, weights
     if prefix is not None:
         weights, conversion = to_ours(_take_below(prefix, state_dict, report))
+    weights, left = _take_fitting(backbone, weights)
+    report.dropped.update(left)
     try:
         check_fit(backbone, weights)
     except ValueError as error:
@@ -89,6 +96,21 @@ def load_backbone(
     report.dropped.update(dict.fromkeys(unknown, 'not in the backbone'))
     report.loaded = [name for name in weights if name not in unknown]
     return report
+
+
+def _take_fitting(
+    backbone: nn.Module, weights: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Where a backbone is another one cut short: what both have, and what is left."""
+    if not hasattr(backbone, 'must_load'):
+        return weights, {}
+    shapes = {name: value.shape for name, value in backbone.state_dict().items()}
+    left = {
+        name: 'of another shape' if name in shapes else 'not in the backbone'
+        for name, value in weights.items()
+        if shapes.get(name) != value.shape and not name.startswith(backbone.must_load)
+    }
+    return {k: v for k, v in weights.items() if k not in left}, left
 
 
 def _take_below(

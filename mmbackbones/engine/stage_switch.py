@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmbackbones.registry import HOOKS
 
-__all__ = ['StageSwitchHook']
+__all__ = ['StageSwitchHook', 'change_pipeline', 'unwrap']
 
 _BEST_FILE = 'stage1_best.pth'
 
@@ -173,11 +173,8 @@ class StageSwitchHook(Hook):
 
     def _switch(self, runner: Runner) -> None:
         """Weak augmentation from here on, in this process and in new workers."""
-        loader = runner.train_dataloader
-        _replace_pipeline(loader.dataset, self.pipeline)
-        if isinstance(loader, DataLoader):
-            loader._iterator = None  # persistent workers hold the old pipeline
-        model = _unwrap(runner.model)
+        change_pipeline(runner.train_dataloader, self.pipeline)
+        model = unwrap(runner.model)
         augments = getattr(model.data_preprocessor, 'batch_augments', None) or ()
         stopped = [augment for augment in augments if hasattr(augment, 'enabled')]
         for augment in stopped:
@@ -194,8 +191,11 @@ class StageSwitchHook(Hook):
 
     def _save_best(self, runner: Runner, score: float) -> None:
         path = str(Path(runner.work_dir) / _BEST_FILE)
-        self._update(runner, best_score=score, best_file=path)
-        _save(runner, _BEST_FILE)
+        # Rank 0 alone knows whether its disk had the space (mmengine's Runner: None).
+        written = [_save(runner, _BEST_FILE) is not False]
+        dist.broadcast_object_list(written)
+        if written[0]:  # else the former best stands, in the file and here
+            self._update(runner, best_score=score, best_file=path)
 
     def _judge_final_epoch(
         self, runner: Runner, score: float, to_beat: float | None
@@ -228,7 +228,7 @@ class StageSwitchHook(Hook):
         resume, runner._resume = runner._resume, True  # hooks restore, not just load
         runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         runner._resume = resume
-        _unwrap(runner.model).load_state_dict(checkpoint['state_dict'])
+        unwrap(runner.model).load_state_dict(checkpoint['state_dict'])
         runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
         schedulers = runner.param_schedulers or []
         for scheduler, saved in zip(
@@ -263,8 +263,8 @@ class StageSwitchHook(Hook):
         return checkpoint, ''
 
 
-def _save(runner: Runner, name: str) -> None:
-    runner.save_checkpoint(
+def _save(runner: Runner, name: str) -> bool | None:
+    return runner.save_checkpoint(
         runner.work_dir,
         name,
         meta=dict(epoch=runner.epoch, iter=runner.iter),
@@ -272,8 +272,20 @@ def _save(runner: Runner, name: str) -> None:
     )
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, of one that is wrapped for distributed training."""
     return model.module if is_model_wrapper(model) else model
+
+
+def change_pipeline(loader: DataLoader, pipeline: Sequence[dict]) -> None:
+    """Give a loader's data set another pipeline, in this process and in workers.
+
+    Raises:
+        ValueError: the data set has no pipeline to replace.
+    """
+    _replace_pipeline(loader.dataset, pipeline)
+    if isinstance(loader, DataLoader):
+        loader._iterator = None  # persistent workers hold the old pipeline
 
 
 def _replace_pipeline(dataset: Dataset, pipeline: Sequence[dict]) -> None:

@@ -27,7 +27,11 @@ __all__ = [
     'GatedFusion',
     'SelfAttention',
     'TransformerEncoderLayer',
+    'Visibility',
 ]
+
+Visibility = Tensor | int | None
+"""Which tokens see which, see `SelfAttention.forward`."""
 
 
 class SelfAttention(nn.Module):
@@ -50,14 +54,16 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, pos: Tensor, visible_mask: Tensor | None = None
+        self, x: Tensor, pos: Tensor, visible_mask: Visibility = None
     ) -> Tensor:
         """Attend from every token to all visible ones.
 
         Args:
             x: `(N, L, D)`.
             pos: added to queries and keys, broadcastable to `x`.
-            visible_mask: `(L, L)` bool; row i says which tokens token i may see.
+            visible_mask: `(L, L)` bool; row i says which tokens token i may see. Or a
+                number R: the first R tokens see all, the others each other only,
+                which takes no memory of L * L. None hides nothing.
 
         Returns:
             `(N, L, D)`.
@@ -71,8 +77,18 @@ class SelfAttention(nn.Module):
         q, k, v = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
         )
-        x = F.scaled_dot_product_attention(q, k, v, visible_mask)
+        if isinstance(visible_mask, int):
+            x = _attend_in_two(q, k, v, visible_mask)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, visible_mask)
         return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+def _attend_in_two(q: Tensor, k: Tensor, v: Tensor, num_first: int) -> Tensor:
+    """The first tokens see all, the others only each other; `(N, heads, L, d)`."""
+    first = F.scaled_dot_product_attention(q[:, :, :num_first], k, v)
+    q, k, v = (t[:, :, num_first:] for t in (q, k, v))
+    return torch.cat((first, F.scaled_dot_product_attention(q, k, v)), 2)
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -109,11 +125,15 @@ class DeformableAttention(nn.Module):
         dim: D, a multiple of `num_heads`.
         num_heads: number of heads, each with offsets of its own.
         num_points: points of each level.
+
+    Attributes:
+        sample: reads the maps; called like `deformable_sample`, the default.
     """
 
     def __init__(self, dim: int, num_heads: int, num_points: Sequence[int]) -> None:
         super().__init__()
         self.num_heads, self.num_points = num_heads, tuple(num_points)
+        self.sample = deformable_sample
         total = num_heads * sum(num_points)
         self.sampling_offsets = nn.Linear(dim, total * 2)
         self.attention_weights = nn.Linear(dim, total)
@@ -152,22 +172,21 @@ class DeformableAttention(nn.Module):
         ref_xy, ref_wh = ref_boxes[:, :, None, None].chunk(2, -1)
         scale = self.num_points_scale[:, None] * 0.5
         locations = ref_xy + offsets * scale * ref_wh  # (N, Q, heads, P, 2)
-        return deformable_sample(
-            values, locations, weights.softmax(-1), self.num_points
-        )
+        return self.sample(values, locations, weights.softmax(-1), self.num_points)
 
 
 class GatedFusion(nn.Module):
-    """Layer-norm of a sum whose two terms have learned gates in (0, 1).
+    """Norm of a sum whose two terms have learned gates in (0, 1).
 
     Args:
         dim: D.
+        norm: class of the normalisation.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm: type[nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
         self.gate = nn.Linear(2 * dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = norm(dim)
         nn.init.zeros_(self.gate.weight)  # both gates start at 0.5
         nn.init.zeros_(self.gate.bias)
 
@@ -216,7 +235,7 @@ class GatedDecoderLayer(nn.Module):
         pos: Tensor,
         ref_boxes: Tensor,
         values: Sequence[Tensor],
-        visible_mask: Tensor | None = None,
+        visible_mask: Visibility = None,
     ) -> Tensor:
         """Update the queries.
 
@@ -225,7 +244,7 @@ class GatedDecoderLayer(nn.Module):
             pos: `(N, Q, D)` encoding of `ref_boxes`.
             ref_boxes: `(N, Q, 4)` cxcywh, normalised.
             values: as in `DeformableAttention`.
-            visible_mask: `(Q, Q)` bool, as in `SelfAttention`.
+            visible_mask: as in `SelfAttention`.
 
         Returns:
             `(N, Q, D)`.

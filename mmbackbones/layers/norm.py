@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ['FrozenBatchNorm2d', 'GlobalResponseNorm', 'LayerNorm2d']
+__all__ = ['FrozenBatchNorm2d', 'GlobalResponseNorm', 'LayerNorm2d', 'RMSNorm']
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -92,3 +92,27 @@ class GlobalResponseNorm(nn.Module):
         )  # (N, 1, 1, C)
         scale = self.gamma * norm / (norm.mean(dim=-1, keepdim=True) + 1e-6) + 1
         return (x * scale).add_(self.beta).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square over the last dimension, and a scale.
+
+    Root Mean Square Layer Normalization, arXiv 1910.07467.
+    Upstream: https://github.com/Intellindust-AI-Lab/DEIMv2 engine/deim/deim_utils.py
+    (Apache-2.0). `nn.RMSNorm` calls its parameter `weight`.
+
+    Args:
+        dim: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., dim)` to the same shape; squares are taken in float32."""
+        y = x if x.dtype == torch.float64 else x.float()
+        y = y * (y.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return y.type_as(x) * self.scale

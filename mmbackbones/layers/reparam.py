@@ -59,6 +59,7 @@ class ConvNorm(nn.Module):
         stride: 1 or 2.
         groups: of the convolution.
         activation: class of the activation, None for none.
+        norm: class of the normalisation.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ConvNorm(nn.Module):
         stride: int = 1,
         groups: int = 1,
         activation: type[nn.Module] | None = None,
+        norm: type[nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
@@ -80,7 +82,7 @@ class ConvNorm(nn.Module):
             groups=groups,
             bias=False,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = norm(out_channels)
         self.act = nn.Identity() if activation is None else activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,21 +133,35 @@ class CSPRepLayer(nn.Module):
 
     Args:
         in_channels: of the input.
-        out_channels: of everything else.
+        out_channels: of the output.
         num_blocks: RepVGG blocks.
+        mid_channels: of both projections; where they are not those of the output,
+            the sum is projected, too. None: `out_channels`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        mid_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, out_channels, 1, activation=nn.SiLU)
-        self.conv2 = ConvNorm(in_channels, out_channels, 1, activation=nn.SiLU)
+        width = out_channels if mid_channels is None else mid_channels
+        self.conv1 = ConvNorm(in_channels, width, 1, activation=nn.SiLU)
+        self.conv2 = ConvNorm(in_channels, width, 1, activation=nn.SiLU)
         self.bottlenecks = nn.Sequential(
-            *(RepVGGBlock(out_channels) for _ in range(num_blocks))
+            *(RepVGGBlock(width) for _ in range(num_blocks))
+        )
+        self.conv3 = (
+            nn.Identity()
+            if width == out_channels
+            else ConvNorm(width, out_channels, 1, activation=nn.SiLU)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
-        return self.bottlenecks(self.conv1(x)) + self.conv2(x)
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
 
 
 class RepNCSPELAN(nn.Module):
@@ -170,16 +186,17 @@ class RepNCSPELAN(nn.Module):
         super().__init__()
         half = mid_channels // 2
         self.cv1 = ConvNorm(in_channels, mid_channels, 1, activation=nn.SiLU)
-        self.cv2 = nn.Sequential(
-            CSPRepLayer(half, branch_channels, num_blocks),
-            ConvNorm(branch_channels, branch_channels, 3, activation=nn.SiLU),
-        )
-        self.cv3 = nn.Sequential(
-            CSPRepLayer(branch_channels, branch_channels, num_blocks),
-            ConvNorm(branch_channels, branch_channels, 3, activation=nn.SiLU),
-        )
+        self.cv2 = self._branch(half, branch_channels, num_blocks)
+        self.cv3 = self._branch(branch_channels, branch_channels, num_blocks)
         self.cv4 = ConvNorm(
             mid_channels + 2 * branch_channels, out_channels, 1, activation=nn.SiLU
+        )
+
+    @staticmethod
+    def _branch(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
+        return nn.Sequential(
+            CSPRepLayer(in_channels, out_channels, num_blocks),
+            ConvNorm(out_channels, out_channels, 3, activation=nn.SiLU),
         )
 
     def forward(self, x: Tensor) -> Tensor:

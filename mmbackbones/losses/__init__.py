@@ -1,4 +1,5 @@
 from .detr_criterion import DETRCriterion
 from .dfine_criterion import DFINECriterion
+from .rtdetr_criterion import RTDETRCriterion
 
-__all__ = ['DETRCriterion', 'DFINECriterion']
+__all__ = ['DETRCriterion', 'DFINECriterion', 'RTDETRCriterion']

@@ -3,7 +3,8 @@
 End-to-End Object Detection with Transformers, arXiv 2005.12872 (matching);
 D-FINE, arXiv 2410.13842 section 4.2 (union of the matches of all layers).
 Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/matcher.py and
-dfine_criterion.py (Apache-2.0).
+dfine_criterion.py; https://github.com/Intellindust-AI-Lab/DEIMv2
+engine/deim/matcher.py (all Apache-2.0).
 Departs from the source:
 - costs exist only for a box and the queries of its own image;
 - the costs of all prediction sets are read back from the device together;
@@ -24,13 +25,18 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mmbackbones.ops.boxes import cxcywh_to_ordered_xyxy, elementwise_giou
+from mmbackbones.ops.boxes import (
+    cxcywh_to_ordered_xyxy,
+    elementwise_giou,
+    elementwise_iou,
+)
 from mmbackbones.ops.predictions import BoxTargets
 from mmbackbones.registry import MODELS
 
 __all__ = [
     'HungarianMatcher',
     'Pairs',
+    'ScoreIoUMatcher',
     'assign',
     'indices_to_device',
     'union_of_matches',
@@ -206,3 +212,34 @@ class HungarianMatcher:
         giou = elementwise_giou(boxes_xyxy, target_xyxy)
         cost = cost.mul_(self.class_cost).add_(l1, alpha=self.bbox_cost)
         return cost.sub_(giou, alpha=self.giou_cost).nan_to_num_(nan=1.0)
+
+
+@MODELS.register_module()
+class ScoreIoUMatcher(HungarianMatcher):
+    """Matching by what counts at the end: a high score on a well-placed box.
+
+    DEIMv2 matches so in its last epochs; see `MatcherSwitchHook`. The cost is
+
+        -p * IoU^iou_power
+
+    Args:
+        iou_power: how much more the place counts than the score.
+        max_entries: as of `HungarianMatcher`.
+    """
+
+    def __init__(self, *, iou_power: float = 4.0, max_entries: int = 3 * 2**19) -> None:
+        super().__init__(max_entries=max_entries)
+        self.iou_power = iou_power
+
+    def _costs(
+        self,
+        logits: Tensor,
+        coordinates: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        target_boxes: Tensor,
+    ) -> Tensor:
+        scores = logits[:, images, :, labels].sigmoid().transpose(0, 1)  # (S, t, Q)
+        boxes_xyxy = coordinates[4:].index_select(2, images).movedim(0, -1)
+        iou = elementwise_iou(boxes_xyxy, target_boxes[:, None, 4:])
+        return (-scores * iou.pow(self.iou_power)).nan_to_num_(nan=1.0)

@@ -53,6 +53,10 @@ class MapTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, dim, H, W)` to the same shape."""
+        if x.requires_grad:
+            # Backward through a batch norm of one image on a CPU is wrong in torch
+            # 2.13 where the gradient has another memory layout than the input.
+            x.register_hook(Tensor.contiguous)
         dim, height, width = x.shape[1:]
         pos = sincos_position_2d(height, width, dim, device=x.device).to(x.dtype)
         x = x.flatten(2).transpose(1, 2)  # (N, H * W, dim)
@@ -65,8 +69,8 @@ class MapTransformer(nn.Module):
 class HybridEncoder(BaseModule):
     """Projects maps to one width, attends, and fuses down and up again.
 
-    Relatives differ in the convolutions that fuse: they override
-    `_lateral`, `_downsample` and `_fusion_block`.
+    Relatives differ in the convolutions that fuse: they override `_input_proj`,
+    `_lateral`, `_downsample`, `_fusion_block` and `_join`.
 
     Args:
         in_channels: channels of the incoming maps, fine to coarse.
@@ -112,7 +116,7 @@ class HybridEncoder(BaseModule):
         self.out_strides = tuple(in_strides)
 
         self.input_proj = nn.ModuleList(
-            conv_norm(channels, hidden_dim) for channels in in_channels
+            self._input_proj(channels) for channels in in_channels
         )
         self.encoder = nn.ModuleList(
             MapTransformer(
@@ -154,6 +158,9 @@ class HybridEncoder(BaseModule):
                 f'{len(in_channels) - 1}'
             )
 
+    def _input_proj(self, in_channels: int) -> nn.Module:
+        return conv_norm(in_channels, self.hidden_dim)
+
     def _lateral(self) -> nn.Module:
         return ConvNorm(self.hidden_dim, self.hidden_dim, 1)
 
@@ -168,6 +175,11 @@ class HybridEncoder(BaseModule):
             branch_channels=int(self.expansion * self.hidden_dim // 2),
             num_blocks=round(3 * self.depth_mult),
         )
+
+    @staticmethod
+    def _join(resized: Tensor, x: Tensor) -> Tensor:
+        """What a fusion block gets of two maps `(N, hidden_dim, h, w)`."""
+        return torch.cat((resized, x), 1)
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Fuse maps.
@@ -190,14 +202,14 @@ class HybridEncoder(BaseModule):
         ):
             inner.append(lateral(x))
             upsampled = F.interpolate(inner[-1], low.shape[-2:])  # nearest
-            x = block(torch.cat((upsampled, low), 1))
+            x = block(self._join(upsampled, low))
 
         # And up again.
         outs = [x]
         for high, downsample, block in zip(
             inner[::-1], self.downsample_convs, self.pan_blocks, strict=True
         ):
-            outs.append(block(torch.cat((downsample(outs[-1]), high), 1)))
+            outs.append(block(self._join(downsample(outs[-1]), high)))
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:

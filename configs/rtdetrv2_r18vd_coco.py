@@ -1,0 +1,32 @@
+"""RT-DETRv2-S: ResNet18-vd on COCO (upstream rtdetrv2_r18vd_120e_coco.yml).
+
+Reference 48.1 AP as published; here: not measured.
+4 GPUs x 4 images = 16 per step; 120 epochs, the last 3 without strong augmentation;
+no multi-scale. The backbone learns at the full rate.
+
+    bash tools/dist_train.sh configs/rtdetrv2_r18vd_coco.py 4
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .rtdetrv2_r50vd_coco import *
+
+model.update(
+    backbone=dict(
+        arch='r18',
+        frozen_stages=-1,  # was 0
+        frozen_norm=False,  # was True
+        init_cfg=dict(checkpoint='weights/ResNet18_vd_pretrained_from_paddle.pth'),
+    ),
+    neck=dict(expansion=0.5),  # was 1
+    decoder=dict(num_layers=3),  # was 6
+)
+model.data_preprocessor.batch_augments = None
+
+optim_wrapper.paramwise_cfg = dict(
+    groups=[dict(name='norms', match='norm', decay_mult=0.0)]
+)
+
+train_cfg.max_epochs = 120  # was 72
+default_hooks.stage_switch.num_final_epochs = 3  # was 1

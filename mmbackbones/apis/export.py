@@ -1,0 +1,272 @@
+"""From a config and a checkpoint to a file for another runtime, and a report on it."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import nn
+
+from mmbackbones.apis.config import is_segmentor, prepare
+from mmbackbones.apis.detection import build_detector
+from mmbackbones.export.files import SUFFIXES, open_file, write_file
+from mmbackbones.export.graph import BackboneGraph, build_graph
+from mmbackbones.export.metadata import describe, published_licence, resize_mode
+from mmbackbones.export.programs import export_program
+from mmbackbones.export.report import (
+    Report,
+    compare_sides,
+    evaluate,
+    evaluate_file,
+    load_images,
+    measure_latency,
+)
+from mmbackbones.export.runners import GraphRunner
+from mmbackbones.inference.backends import TorchBackend
+from mmbackbones.inference.metadata import ExportInfo, ModelInfo
+from mmbackbones.inference.sources import find_images
+from mmbackbones.layers.fold import fold_for_inference, pad_channels
+
+__all__ = ['ExportOptions', 'default_size', 'export_model']
+
+_TOLERANCES = {'fp32': 1e-3, 'fp16': 2e-2, 'int8': None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user wants; `tools/export.py` has a line on each.
+
+    Attributes:
+        format: a key of `mmbackbones.export.files.SUFFIXES`.
+        precision: 'fp32', 'fp16' or 'int8'.
+        out: file to write, or None.
+        size_hw: height and width of the input, None for the config's.
+        batch_size: of a fixed batch.
+        dynamic_batch: take any number of images.
+        backbone: export the bare backbone.
+        sampling: 'grid_sample' or 'gather'.
+        images: file, folder or pattern, to compare and to calibrate with.
+        num_images: of `images`.
+        tolerance: of differences; None for the precision's own.
+        evaluate: whether to evaluate both sides on the test set.
+        max_images: of the test set.
+        licence: of the weights.
+    """
+
+    format: str = 'onnx'
+    precision: str = 'fp32'
+    out: str | None = None
+    size_hw: tuple[int, int] | None = None
+    batch_size: int = 1
+    dynamic_batch: bool = False
+    backbone: bool = False
+    sampling: str = 'grid_sample'
+    images: str | None = None
+    num_images: int = 16
+    tolerance: float | None = None
+    evaluate: bool = False
+    max_images: int | None = None
+    licence: str | None = None
+
+
+def default_size(cfg: Config) -> tuple[int, int]:
+    """Height and width that a config tests at; of a segmentor, its crop.
+
+    Raises:
+        ValueError: the config does not say.
+    """
+    for crop in (
+        (cfg.model.get('test_cfg') or {}).get('crop_size'),
+        (cfg.model.get('data_preprocessor') or {}).get('size'),
+    ):
+        if crop is not None:
+            return tuple(crop)
+    for step in cfg.test_dataloader.dataset.pipeline:
+        scale = step.get('scale')
+        if scale is not None:
+            return scale[1], scale[0]
+    raise ValueError('the config states no input size; give --size H W')
+
+
+def export_model(
+    cfg: Config, name: str, checkpoint: str, options: ExportOptions
+) -> Report:
+    """Write a file and its report.
+
+    Args:
+        cfg: from `load_config`.
+        name: path of the config; its stem names the file.
+        checkpoint: ours, or an official release.
+        options: what to write.
+
+    Returns:
+        The report, which is also saved beside the file.
+
+    Raises:
+        ValueError: options that do not go together, a missing package, or a model
+            that cannot be exported.
+    """
+    _check(options)
+    model = _build(cfg, checkpoint)
+    size_hw = options.size_hw or default_size(cfg)
+    reference = _graph(model, options)
+    info = _describe(cfg, model, reference, size_hw, options)
+    folder = Path(options.out).parent if options.out else Path(cfg.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(options.out or folder / Path(name).stem).with_suffix(
+        SUFFIXES[options.format]
+    )
+    paths = _find(options)
+    batch_size = 1 if options.dynamic_batch else options.batch_size
+
+    folded = fold_for_inference(copy.deepcopy(model), channels_last=False)
+    pad_channels(folded)
+    graph = _graph(folded, options)
+    program = export_program(
+        graph,
+        size_hw=size_hw,
+        batch_size=batch_size,
+        dynamic_batch=options.dynamic_batch,
+        sampling=options.sampling,
+    )
+    notes = write_file(
+        program,
+        path,
+        info,
+        graph.output_names,
+        format=options.format,
+        precision=options.precision,
+        batches=lambda: load_images(paths, info, batch_size),
+    )
+    report = Report(
+        file=str(path),
+        format=options.format,
+        precision=options.precision,
+        runtime='none',
+        tolerance=_TOLERANCES[options.precision]
+        if options.tolerance is None
+        else options.tolerance,
+        notes=notes,
+    )
+    _compare(report, cfg, model, reference, info, paths, options)
+    report.save(path.with_suffix(''))
+    return report
+
+
+def _check(options: ExportOptions) -> None:
+    if options.format not in SUFFIXES:
+        raise ValueError(
+            f'format is {options.format!r}; choose from {", ".join(SUFFIXES)}'
+        )
+    if options.precision == 'int8' and options.format != 'openvino':
+        raise ValueError(
+            f'precision int8 is made by OpenVINO; format is {options.format!r}'
+        )
+    if options.precision != 'fp32' and options.format in ('torch_export', 'executorch'):
+        raise ValueError(
+            f'format {options.format} is written in fp32; precision is '
+            f'{options.precision!r}'
+        )
+    if options.precision != 'fp32' and options.images is None:
+        raise ValueError(f'precision {options.precision} is calibrated: give --images')
+    if options.format == 'executorch' and options.dynamic_batch:
+        raise ValueError('format executorch takes a fixed batch; leave --dynamic-batch')
+    if options.evaluate and options.backbone:
+        raise ValueError('a bare backbone predicts nothing that could be evaluated')
+
+
+def _build(cfg: Config, checkpoint: str) -> nn.Module:
+    prepare(cfg, training=False)
+    if is_segmentor(cfg):
+        from mmbackbones.apis.segmentation import build_segmentor
+
+        return build_segmentor(cfg, checkpoint, 'cpu')
+    return build_detector(cfg, checkpoint, 'cpu')
+
+
+def _graph(model: nn.Module, options: ExportOptions) -> nn.Module:
+    if options.backbone:
+        return BackboneGraph(model.backbone, model.data_preprocessor).eval()
+    return build_graph(model)
+
+
+def _describe(
+    cfg: Config,
+    model: nn.Module,
+    graph: nn.Module,
+    size_hw: tuple[int, int],
+    options: ExportOptions,
+) -> ExportInfo:
+    return describe(
+        graph.task,
+        input_size_hw=size_hw,
+        dynamic_batch=options.dynamic_batch,
+        mean=graph.normalise.mean_rgb,
+        std=graph.normalise.std_rgb,
+        licence=options.licence or published_licence(model.backbone),
+        dataset_meta=None if options.backbone else model.dataset_meta,
+        resize=resize_mode(cfg.test_dataloader.dataset.pipeline),
+    )
+
+
+def _find(options: ExportOptions) -> list[str]:
+    if options.images is None:
+        return []
+    return find_images(options.images)[: options.num_images]
+
+
+def _compare(
+    report: Report,
+    cfg: Config,
+    model: nn.Module,
+    reference: nn.Module,
+    info: ExportInfo,
+    paths: list[str],
+    options: ExportOptions,
+) -> None:
+    """Fill the report; a format without a runtime here leaves it empty."""
+    batch_size = 1 if options.dynamic_batch else options.batch_size
+    exported = open_file(
+        report.file, options.format, reference.output_names, info, batch_size
+    )
+    if exported is None:
+        return
+    report.runtime = exported.name
+    if not paths:
+        report.notes.append('compared on noise: give --images to compare on pictures')
+    batches = load_images(paths, info, batch_size)
+    ours = GraphRunner(reference)
+    first = next(load_images(paths, info, batch_size))
+    report.differences = compare_sides(ours, exported, batches, info)
+    if options.dynamic_batch:
+        _check_other_batch(exported, first)
+    report.latency_ms = measure_latency(
+        {'pytorch': ours, exported.name: exported}, first
+    )
+    if options.evaluate:
+        model_info = ModelInfo.from_dataset_meta(info.task, model.dataset_meta)
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        backend = TorchBackend(model, pipeline, model_info)
+        key, value = evaluate(cfg, backend, max_images=options.max_images)
+        _, other = evaluate_file(cfg, exported, info, max_images=options.max_images)
+        report.accuracy = {
+            'metric': key,
+            'pytorch': round(value, 4),
+            exported.name: round(other, 4),
+            'lost': round(value - other, 4),
+        }
+
+
+def _check_other_batch(exported: object, batch: np.ndarray) -> None:
+    """A dynamic batch has to be one: three images at once are what one is."""
+    one = exported.run(batch[:1])
+    three = exported.run(np.repeat(batch[:1], 3, axis=0))
+    for key, value in three.items():
+        if value.shape[0] != 3 or value.shape[1:] != one[key].shape[1:]:
+            raise ValueError(
+                f'{key} has shape {value.shape} for 3 images and {one[key].shape} for '
+                'one; the batch is not dynamic'
+            )
+    print_log('dynamic batch: 1 and 3 images run', logger='current')

@@ -1,0 +1,159 @@
+"""A view of an image that moves without touching pixels, resampled once at the end.
+
+Upstream: none; the filters are OpenCV's.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+__all__ = ['Window']
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle seen of an image, which may reach beyond it; outside is black.
+
+    Attributes:
+        image: `(H, W, C)`, uint8.
+        x: of the window's left and right edge, in pixels of the image, at integers;
+            the greater one first where it is mirrored.
+        y: of its upper and lower edge, likewise.
+    """
+
+    image: np.ndarray
+    x: tuple[int, int]
+    y: tuple[int, int]
+
+    @classmethod
+    def take(cls, results: dict) -> 'Window':
+        """The window of a sample; one over the whole image where there is none yet.
+
+        `img` is taken out, so that a transform which is to see pixels fails here
+        rather than on pixels that its boxes are not on.
+        """
+        if 'window' in results:
+            return results['window']
+        image = results.pop('img')
+        height, width = image.shape[:2]
+        return cls(image, (0, width), (0, height))
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> 'Window':
+        """The window at these edges, in pixels from the upper left of this one."""
+        return Window(
+            self.image, _sub_range(self.x, left, right), _sub_range(self.y, top, bottom)
+        )
+
+    def mirrored(self, direction: str) -> 'Window':
+        """The same seen in a mirror: horizontal, vertical or diagonal (both)."""
+        x = self.x if direction == 'vertical' else self.x[::-1]
+        y = self.y if direction == 'horizontal' else self.y[::-1]
+        return Window(self.image, x, y)
+
+    def render(self, width: int, height: int) -> np.ndarray:
+        """What is seen, stretched to `(height, width, C)`."""
+        available_y, available_x = self.image.shape[:2]
+        if _covers(available_x, self.x) and _covers(available_y, self.y):
+            rows = _Axis(self.y, available_y, height)
+            columns = _Axis(self.x, available_x, width)
+            pixels = self.image[rows.first : rows.last, columns.first : columns.last]
+            pixels = _resize(_shrink(pixels, rows, columns), width, height)
+        else:
+            # Interpolation at an edge that cuts the image looks beyond it.
+            rows = _Axis(self.y, available_y, height, with_margin=True)
+            columns = _Axis(self.x, available_x, width, with_margin=True)
+            pixels = _place(self.image, rows, columns)
+        flips = (self.x[0] > self.x[1], self.y[0] > self.y[1])
+        if any(flips):
+            pixels = cv2.flip(pixels, {(1, 0): 1, (0, 1): 0, (1, 1): -1}[flips])
+        return pixels
+
+
+def _sub_range(edges: tuple[int, int], low: int, high: int) -> tuple[int, int]:
+    sign = 1 if edges[0] <= edges[1] else -1
+    return edges[0] + sign * low, edges[0] + sign * high
+
+
+def _covers(available: int, edges: tuple[int, int]) -> bool:
+    return min(edges) >= 0 and max(edges) <= available
+
+
+class _Axis:
+    """How one axis of a window is resampled, not mirrored.
+
+    Attributes:
+        length: of the output.
+        scale: length of a pixel of the image in the output.
+        first: pixel of the image that is needed first.
+        last: pixel after the last one.
+        start: where the first begins in the output.
+    """
+
+    def __init__(
+        self,
+        edges: tuple[int, int],
+        available: int,
+        length: int,
+        *,
+        with_margin: bool = False,
+    ) -> None:
+        low, high = sorted(edges)
+        self.length = length
+        self.scale = length / (high - low)
+        margin = 1 + int(1 / self.scale) if with_margin else 0
+        self.first = min(max(low - margin, 0), available)
+        self.last = max(min(high + margin, available), self.first)
+        self.start = (self.first - low) * self.scale
+
+    @property
+    def num_shrunk(self) -> int:
+        """Pixels that are left after averaging, where the output has fewer."""
+        num = self.last - self.first
+        return max(round(num * min(self.scale, 1)), min(num, 1))
+
+
+def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _shrink(pixels: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
+    """Average over areas where the output is coarser, so that nothing aliases."""
+    size = (columns.num_shrunk, rows.num_shrunk)
+    if size == pixels.shape[1::-1]:
+        return pixels
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _place(image: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
+    """Resample where the image is, and leave the rest black."""
+    output = np.zeros((rows.length, columns.length, *image.shape[2:]), image.dtype)
+    pixels = image[rows.first : rows.last, columns.first : columns.last]
+    if not pixels.size:
+        return output
+    shrunk = _shrink(pixels, rows, columns)
+    matrix = np.zeros((2, 3))
+    ranges = []
+    for i, (axis, num, num_shrunk) in enumerate(
+        zip((columns, rows), pixels.shape[1::-1], shrunk.shape[1::-1], strict=True)
+    ):
+        length = num * axis.scale
+        begin = max(int(axis.start) - 1, 0)
+        end = min(int(axis.start + length) + 2, axis.length)
+        ranges.append((begin, end))
+        # From centres of output pixels to centres of pixels that were left.
+        step = num_shrunk / length
+        matrix[i, i] = step
+        matrix[i, 2] = (begin + 0.5 - axis.start) * step - 0.5
+    (left, right), (top, bottom) = ranges
+    output[top:bottom, left:right] = cv2.warpAffine(
+        shrunk,
+        matrix,
+        (right - left, bottom - top),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    return output

@@ -1,0 +1,104 @@
+"""Formats: which file each has, how it is written and opened."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from mmbackbones.export.metadata import write_sidecar
+from mmbackbones.export.onnx_file import save_onnx
+from mmbackbones.export.openvino_file import save_openvino
+from mmbackbones.export.precision import quantise_openvino, to_half
+from mmbackbones.export.programs import save_program
+from mmbackbones.export.runners import (
+    ExecuTorchRunner,
+    OnnxRunner,
+    OpenVinoRunner,
+    ProgramRunner,
+)
+from mmbackbones.export.tensorrt_check import check_for_tensorrt
+from mmbackbones.export.triton import write_repository
+from mmbackbones.inference.backends import Session
+from mmbackbones.inference.metadata import ExportInfo
+
+__all__ = ['SUFFIXES', 'open_file', 'write_file']
+
+SUFFIXES = {
+    'onnx': '.onnx',
+    'openvino': '.xml',
+    'torch_export': '.pt2',
+    'tensorrt': '.onnx',
+    'executorch': '.pte',
+    'triton': '.onnx',
+}
+"""Of the file that a format writes; TensorRT and Triton take the ONNX file."""
+
+Batches = Callable[[], Iterator[np.ndarray]]
+
+
+def write_file(
+    program: ExportedProgram,
+    path: Path,
+    info: ExportInfo,
+    output_names: tuple[str, ...],
+    *,
+    format: str,
+    precision: str,
+    batches: Batches,
+) -> list[str]:
+    """Write one file.
+
+    Args:
+        program: of `export_program`.
+        path: to write.
+        info: metadata.
+        output_names: of the graph.
+        format: key of `SUFFIXES`.
+        precision: 'fp32', 'fp16', or for OpenVINO 'int8'.
+        batches: gives images to calibrate with.
+
+    Returns:
+        Lines for the report.
+    """
+    if format == 'torch_export':
+        save_program(program, path, info)
+        return []
+    if format == 'executorch':
+        from mmbackbones.export.executorch_file import save_executorch
+
+        write_sidecar(path, info)
+        return save_executorch(program, path)
+    notes: list[str] = []
+    onnx_path = path.with_suffix('.onnx')
+    save_onnx(program, onnx_path, info, output_names)
+    if precision == 'fp16':
+        notes += to_half(onnx_path, batches())
+    if format == 'tensorrt':
+        write_sidecar(path, info)
+        notes += check_for_tensorrt(onnx_path, info)
+    if format == 'triton':
+        repository = path.parent / 'repository'
+        notes.append(f'written to {write_repository(onnx_path, repository, info)}')
+    if format == 'openvino':
+        save_openvino(onnx_path, path, info)
+        onnx_path.unlink()
+        if precision == 'int8':
+            notes += quantise_openvino(path, info, batches())
+    return notes
+
+
+def open_file(
+    path: str | Path,
+    format: str,
+    output_names: tuple[str, ...],
+    info: ExportInfo,
+    batch_size: int,
+) -> Session | None:
+    """The file in its runtime; for TensorRT, the ONNX file in ONNX Runtime."""
+    fixed = None if info.dynamic_batch else batch_size
+    if format == 'torch_export':
+        return ProgramRunner(path, output_names, fixed)
+    if format == 'executorch':
+        return ExecuTorchRunner(path, output_names, batch_size)
+    return OpenVinoRunner(path) if format == 'openvino' else OnnxRunner(path)

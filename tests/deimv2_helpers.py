@@ -1,0 +1,157 @@
+"""Official DEIMv2 models of HGNetV2, their configurations, and ours beside them.
+
+Reference: a checkout of https://github.com/Intellindust-AI-Lab/DEIMv2 at
+$MMB_REFERENCE_DIR/DEIMv2.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+
+# Upstream's letter -> our config.
+SIZES = dict(
+    atto='deimv2_hgnetv2_atto_coco',
+    femto='deimv2_hgnetv2_femto_coco',
+    pico='deimv2_hgnetv2_pico_coco',
+    n='deimv2_nano_hgnetv2_b0_coco',
+    s='deimv2_hgnetv2_b0_coco',
+    m='deimv2_hgnetv2_b2_coco',
+    l='deimv2_hgnetv2_b4_coco',
+    x='deimv2_hgnetv2_b5_coco',
+)
+
+
+def official_folder() -> Path:
+    """The checkout; skips the test where there is none."""
+    root = os.environ.get('MMB_REFERENCE_DIR')
+    if root is None:
+        pytest.skip('MMB_REFERENCE_DIR is not set')
+    folder = Path(root) / 'DEIMv2'
+    if not folder.is_dir():
+        pytest.skip(f'{folder} does not exist')
+    return folder
+
+
+def official_config(size: str) -> dict:
+    """Values of upstream's `deimv2_hgnetv2_{size}_coco.yml`, inclusions merged."""
+    name = f'deimv2_hgnetv2_{size}_coco.yml'
+    return _read(official_folder() / 'configs' / 'deimv2' / name)
+
+
+def _read(path: Path) -> dict:
+    own = yaml.safe_load(path.read_text())
+    merged = {}
+    for name in own.pop('__include__', []):
+        _merge(merged, _read(path.parent / name))
+    return _merge(merged, own)
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+@contextmanager
+def official_modules() -> Iterator[SimpleNamespace]:
+    """Upstream's modules, without importing what its packages import."""
+    folder = official_folder() / 'engine'
+    top = 'official_deimv2'
+    paths = {
+        top: (),
+        f'{top}.core': (),
+        f'{top}.backbone': (folder / 'backbone',),
+        f'{top}.deim': (folder / 'deim',),
+        f'{top}.misc': (),
+        f'{top}.misc.dist_utils': (),
+        'torchvision': (),
+        'torchvision.ops': (),
+        'torchvision.ops.boxes': (),
+    }
+    modules = {name: ModuleType(name) for name in paths}
+    for name, module in modules.items():
+        module.__path__ = [str(p) for p in paths[name]]
+    modules[f'{top}.core'].register = lambda: lambda cls: cls
+    dist = modules[f'{top}.misc.dist_utils']
+    dist.get_world_size = lambda: 1
+    dist.is_dist_available_and_initialized = lambda: False
+    modules['torchvision'].ops = modules['torchvision.ops']
+    modules['torchvision.ops'].box_convert = _box_convert
+    modules['torchvision.ops.boxes'].box_area = _box_area
+    names = (
+        'lite_encoder', 'hybrid_encoder', 'deim_decoder', 'deim_criterion', 'matcher',
+        'deim', 'postprocessor',
+    )  # fmt: skip
+    # Not `mock.patch.dict`, which would forget all that is imported meanwhile.
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        found = {n: importlib.import_module(f'{top}.deim.{n}') for n in names}
+        found['hgnetv2'] = importlib.import_module(f'{top}.backbone.hgnetv2')
+        for name in [n for n in sys.modules if n.startswith(f'{top}.')]:
+            del sys.modules[name]
+        yield SimpleNamespace(**found)
+
+
+def _box_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
+    assert (in_fmt, out_fmt) == ('cxcywh', 'xyxy')
+    x, y, w, h = boxes.unbind(-1)
+    return torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), -1)
+
+
+def build_official(official: SimpleNamespace, config: dict) -> nn.Module:
+    """The whole model of an official configuration, with random weights."""
+    backbone = official.hgnetv2.HGNetv2(**{**config['HGNetv2'], 'pretrained': False})
+    size = config['eval_spatial_size']
+    name = config['DEIM']['encoder']
+    module = dict(
+        LiteEncoder=official.lite_encoder, HybridEncoder=official.hybrid_encoder
+    )[name]
+    encoder = getattr(module, name)(**config[name], eval_spatial_size=size)
+    decoder = official.deim_decoder.DEIMTransformer(
+        **deepcopy(config['DEIMTransformer']), eval_spatial_size=size
+    )
+    return official.deim.DEIM(backbone, encoder, decoder)
+
+
+def build_official_criterion(official: SimpleNamespace, config: dict) -> nn.Module:
+    """The criterion of an official configuration, with its matcher."""
+    options = dict(config['DEIMCriterion'])
+    matcher = dict(options.pop('matcher'))
+    matcher.pop('type')
+    matcher = official.matcher.HungarianMatcher(
+        **matcher, use_focal_loss=config['use_focal_loss']
+    )
+    return official.deim_criterion.DEIMCriterion(matcher, **options)
+
+
+def load_model_config(size: str) -> Config:
+    """Our config of an official letter."""
+    return Config.fromfile(CONFIGS / f'{SIZES[size]}.py')
+
+
+def build_ours(config: Config) -> nn.Module:
+    """The detector of a config."""
+    init_default_scope(config.default_scope)
+    return MODELS.build(config.model)

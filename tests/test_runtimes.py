@@ -1,0 +1,195 @@
+"""Exported files, run by what is installed."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from inference_helpers import export_info
+from PIL import Image
+
+from mmbackbones.apis.inferencer import Inferencer
+from mmbackbones.inference.backends import resize_as_stated
+from mmbackbones.inference.metadata import KEY, parse_metadata
+
+HW = (32, 64)
+# Width 100, height 40: one colour, so that resizing changes nothing.
+BGR = (10, 100, 250)
+IMAGE = np.full((40, 100, 3), BGR, np.uint8)
+
+
+def metadata(**changes: object) -> str:
+    return json.dumps(asdict(export_info(input_size_hw=HW, **changes)))
+
+
+def write_onnx(path: Path, *, batch: int | str = 'N', text: str | None = None) -> Path:
+    """Scores are the means of red and blue; both boxes are the left half."""
+    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+    helper, kinds = onnx.helper, onnx.TensorProto
+    boxes = np.array([[[0, 0, 32, 32]] * 2], np.float32)
+    constants = dict(
+        boxes_of_one=boxes,
+        labels_of_one=np.array([[0, 1]]),
+        red_blue=np.array([0, 2]),
+        two=np.array([2]),
+        four=np.array([4]),
+    )
+    nodes = [
+        helper.make_node('GlobalAveragePool', ['images'], ['means']),
+        helper.make_node('Flatten', ['means'], ['flat']),
+        helper.make_node('Gather', ['flat', 'red_blue'], ['scores'], axis=1),
+        helper.make_node('Shape', ['images'], ['count'], end=1),
+        helper.make_node('Concat', ['count', 'two'], ['count_2'], axis=0),
+        helper.make_node('Concat', ['count', 'two', 'four'], ['count_24'], axis=0),
+        helper.make_node('Expand', ['boxes_of_one', 'count_24'], ['boxes']),
+        helper.make_node('Expand', ['labels_of_one', 'count_2'], ['labels']),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        'toy',
+        [helper.make_tensor_value_info('images', kinds.FLOAT, [batch, 3, *HW])],
+        [
+            helper.make_tensor_value_info('boxes', kinds.FLOAT, [batch, 2, 4]),
+            helper.make_tensor_value_info('scores', kinds.FLOAT, [batch, 2]),
+            helper.make_tensor_value_info('labels', kinds.INT64, [batch, 2]),
+        ],
+        [onnx.numpy_helper.from_array(v, name) for name, v in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8
+    )
+    if text != '':
+        helper.set_model_props(model, {KEY: text or metadata()})
+    onnx.save(model, path)
+    return path
+
+
+def write_openvino(path: Path) -> Path:
+    openvino = pytest.importorskip('openvino', reason='openvino is not installed')
+    model = openvino.convert_model(write_onnx(path.with_suffix('.onnx')))
+    model.set_rt_info(metadata(), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def check(model: Inferencer, batch_size: int = 3) -> None:
+    """RGB in [0, 1] goes in; boxes come back in pixels of each image."""
+    images = [IMAGE, IMAGE[:20], IMAGE // 2, IMAGE[:, :50]]
+    results = model.predict(images, batch_size=batch_size, conf=0.0)
+    for image, result in zip(images, results, strict=True):
+        height, width = image.shape[:2]
+        assert result.xyxy.tolist() == [[0, 0, width / 2, height]] * 2
+        red_blue = image[0, 0, ::-2] / 255
+        np.testing.assert_allclose(result.scores, red_blue, atol=1e-5)
+        assert result.category_ids == [7, 9]
+
+
+@pytest.mark.export
+def test_onnxruntime(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    check(Inferencer(write_onnx(tmp_path / 'toy.onnx')))
+    with pytest.raises(ValueError, match="device is 'tpu'; this onnxruntime offers"):
+        Inferencer(tmp_path / 'toy.onnx', device='tpu')
+
+
+@pytest.mark.export
+@pytest.mark.parametrize('suffix', ['.xml', '.onnx'])
+def test_openvino(tmp_path: Path, suffix: str) -> None:
+    write_openvino(tmp_path / 'toy.xml')
+    model = Inferencer(tmp_path / f'toy{suffix}', backend='openvino')
+    assert model.backend.name == 'openvino'
+    check(model)
+
+
+@pytest.mark.export
+def test_a_fixed_batch_is_filled_up_but_not_exceeded(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    model = Inferencer(write_onnx(tmp_path / 'toy.onnx', batch=3))
+    check(model)
+    with pytest.raises(ValueError, match='batch_size is 4, but the file takes 3'):
+        check(model, batch_size=4)
+    for option in ('half', 'compile'):
+        with pytest.raises(ValueError, match=f'{option} is for PyTorch'):
+            model.predict(IMAGE, **{option: True})
+
+
+@pytest.mark.export
+def test_files_of_others(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    with pytest.raises(ValueError, match='has no metadata'):
+        Inferencer(write_onnx(tmp_path / 'foreign.onnx', text=''))
+    (tmp_path / 'broken.onnx').write_bytes(b'no model')
+    with pytest.raises(ValueError, match=r"onnxruntime refuses .*broken.onnx'"):
+        Inferencer(tmp_path / 'broken.onnx')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (None, 'has no metadata'),
+        ('{', 'cannot be used: JSONDecodeError'),
+        ('{}', "cannot be used: KeyError 'task'"),
+        (metadata(task='depth'), "task is 'depth'; known are"),
+        (metadata(resize='crop'), "resize is 'crop'; known are"),
+        (metadata().replace('[32, 64]', '[32]'), 'ValueError not enough values'),
+    ],
+)
+def test_metadata_that_cannot_be_used(text: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_metadata(text, 'x.onnx')
+
+
+def test_metadata_there_and_back() -> None:
+    info = export_info(category_ids=(3, 5), palette=((1, 2, 3), (4, 5, 6)))
+    assert parse_metadata(json.dumps(asdict(info)), 'x.onnx') == info
+    nulls = json.dumps({**asdict(info), 'category_ids': None, 'palette': None})
+    assert parse_metadata(nulls, 'x.onnx').category_ids == (0, 1)
+
+
+def test_resizing() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
+    resized, inner = resize_as_stated(noise, export_info(input_size_hw=HW))
+    expected = Image.fromarray(noise).resize((64, 32), Image.Resampling.BILINEAR)
+    assert inner == HW and (resized == np.asarray(expected)).all()
+
+    info = export_info(
+        task='segmentation',
+        input_size_hw=HW,
+        resize='keep_ratio_pad',
+        mean=(100.0, 50.0, 0.0),
+    )
+    resized, inner = resize_as_stated(noise, info)
+    assert inner == (26, 64) and resized.shape == (32, 64, 3)
+    assert (resized[:26] == cv2.resize(noise, (64, 26))).all()
+    assert (resized[26:] == (0, 50, 100)).all()  # the mean, BGR
+
+
+def test_tensorrt_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'toy.engine').write_bytes(b'x')
+    with pytest.raises(ValueError, match=r"lacks .*toy.json', its metadata"):
+        Inferencer(tmp_path / 'toy.engine')
+    (tmp_path / 'toy.json').write_text(metadata())
+    monkeypatch.setitem(__import__('sys').modules, 'tensorrt', None)
+    with pytest.raises(ValueError, match='pip install tensorrt'):
+        Inferencer(tmp_path / 'toy.engine')
+
+
+@pytest.mark.gpu
+def test_tensorrt(tmp_path: Path) -> None:
+    trt = pytest.importorskip('tensorrt', reason='tensorrt is not installed')
+    if not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network()
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(write_onnx(tmp_path / 'toy.onnx', batch=3).read_bytes())
+    engine = builder.build_serialized_network(network, builder.create_builder_config())
+    (tmp_path / 'toy.engine').write_bytes(engine)
+    (tmp_path / 'toy.json').write_text(metadata())
+    check(Inferencer(tmp_path / 'toy.engine'))

@@ -1,0 +1,212 @@
+"""Checkpoints are whole or not there; the newest whole one is resumed."""
+
+import errno
+import logging
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from killed_runs import in_child, journal, kill_at, noisy_runner, train
+from mmengine.fileio import LocalBackend
+from mmengine.runner import Runner
+
+from mmbackbones.engine.atomic_files import is_whole, resumable
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its fourth epoch, after 14 iterations."""
+    work_dir = tmp_path_factory.mktemp('run')
+    assert train(work_dir, at=kill_at('before', 14)) == KILLED
+    return work_dir
+
+
+@pytest.fixture
+def work_dir(run: Path, tmp_path: Path) -> Path:
+    """A copy of it, which keeps the times of the files."""
+    shutil.copytree(run, tmp_path / 'copy')
+    (tmp_path / 'copy' / 'last_checkpoint').write_text(
+        str(tmp_path / 'copy' / 'epoch_3.pth')
+    )
+    return tmp_path / 'copy'
+
+
+def resumed_iteration(work_dir: Path, messages: list[str] | None = None) -> int:
+    """Where a resumed run begins; its warnings go to `messages`."""
+
+    class Found(Exception):
+        pass
+
+    def stop(event: str, runner: Runner) -> None:
+        raise Found(runner.iter)
+
+    runner = noisy_runner(work_dir, resume=True, at=stop)
+    if messages is not None:
+        runner.logger.warning = lambda text, *args: messages.append(text)
+    with pytest.raises(Found) as found:
+        runner.train()
+    return found.value.args[0]
+
+
+def test_what_lies_there(work_dir: Path) -> None:
+    names = {path.name for path in work_dir.glob('*.pth')}
+    states = {'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'resume_9.pth',
+              'resume_12.pth', 'stage1_best.pth'}  # fmt: skip
+    assert names >= states and len(names) == len(states) + 1
+    assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_3.pth')
+    assert resumed_iteration(work_dir) == 12
+    assert all(is_whole(path) for path in work_dir.glob('*.pth'))
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'empty', 'one byte', 'gone'])
+def test_a_damaged_last_one_is_said_and_the_one_before_taken(
+    work_dir: Path, damage: str
+) -> None:
+    last = work_dir / 'epoch_3.pth'
+    data = bytearray(last.read_bytes())
+    if damage == 'gone':
+        last.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        sizes = {'truncated': len(data) - 100, 'empty': 0, 'one byte': len(data)}
+        last.write_bytes(data[: sizes[damage]])
+    os.utime(work_dir / 'resume_9.pth')  # written last of those that are left
+    messages: list[str] = []
+    assert resumed_iteration(work_dir, messages) == 9
+    (said,) = (text for text in messages if 'epoch_3.pth' in text)
+    assert 'truncated, damaged or gone' in said and 'resume_9.pth' in said
+
+
+def test_order_of_candidates(work_dir: Path) -> None:
+    names = [path.name for path in resumable(work_dir)]
+    assert names[0] == 'epoch_3.pth'
+    assert not any('best' in name for name in names) and len(names) == 5
+
+
+def test_a_work_dir_that_moved_or_was_copied(work_dir: Path, run: Path) -> None:
+    for folder in (Path('/nowhere'), run):
+        (work_dir / 'last_checkpoint').write_text(str(folder / 'epoch_2.pth'))
+        assert next(resumable(work_dir)) == work_dir / 'epoch_2.pth'
+    assert resumed_iteration(work_dir) == 8
+
+
+def test_nothing_to_resume_starts_at_the_beginning(tmp_path: Path) -> None:
+    messages: list[str] = []
+    assert resumed_iteration(tmp_path, messages) == 0
+    assert any('No checkpoint to resume from' in text for text in messages)
+
+
+def test_nothing_whole_is_an_error(work_dir: Path) -> None:
+    for path in work_dir.glob('*.pth'):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r'none of the checkpoints.*epoch_3\.pth'):
+        noisy_runner(work_dir, resume=True).train()
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """Half of the fourth checkpoint is on the disk, and not under its name."""
+    put, calls = LocalBackend.put, []
+
+    def half(self: LocalBackend, data: bytes, path: str) -> None:
+        calls.append(path)
+        if len(calls) == 4:
+            put(self, data[: len(data) // 2], path)
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(self, data, path)
+
+    def work() -> None:
+        LocalBackend.put = half
+        noisy_runner(tmp_path).train()
+
+    assert in_child(work) == KILLED
+    (partial,) = tmp_path.glob('.*.partial')
+    assert not is_whole(partial)
+    assert all(is_whole(path) for path in tmp_path.glob('*.pth'))
+    assert train(tmp_path) == 0
+    assert not list(tmp_path.glob('.*.partial'))
+    whole = tmp_path / 'whole'
+    assert train(whole) == 0
+    assert journal(tmp_path) == journal(whole)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, when: list[bool]) -> None:
+    """Writing a checkpoint fails half-way while `when[0]`."""
+    put = LocalBackend.put
+
+    def fail(self: LocalBackend, data: bytes, path: str) -> None:
+        if not when[0]:
+            return put(self, data, path)
+        put(self, data[: len(data) // 2], path)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(LocalBackend, 'put', fail)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [False]
+    full_disk(monkeypatch, full)
+    present: dict[int, set[str]] = {}
+
+    def at(event: str, runner: Runner) -> None:
+        full[0] = 5 <= runner.iter < 15
+        present[runner.iter] = {path.name for path in tmp_path.glob('*.pth')}
+
+    runner = noisy_runner(tmp_path, at=at)
+    errors: list[str] = []
+    runner.logger.error = lambda text, *args: errors.append(text)
+    runner.train()
+    assert errors and all('could NOT be written' in text for text in errors)
+    assert not list(tmp_path.glob('.*.partial'))
+    # One whole state was never given up.
+    assert all(
+        any(name.startswith(('epoch', 'resume')) for name in names)
+        for iteration, names in present.items()
+        if iteration > 3
+    )
+    assert runner.iter == 20
+    last = (tmp_path / 'last_checkpoint').read_text()
+    assert last.endswith('epoch_5.pth') and is_whole(last)
+
+
+def test_the_end_of_training_that_cannot_be_saved_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [False]
+    full_disk(monkeypatch, full)
+
+    def at(event: str, runner: Runner) -> None:
+        full[0] = runner.iter >= 14
+
+    with pytest.raises(OSError, match='end of training could not be written'):
+        noisy_runner(tmp_path, at=at).train()
+
+
+def test_the_system_refuses_to_write(tmp_path: Path) -> None:
+    """A real error of the kernel: files may not grow beyond half a checkpoint."""
+    assert train(tmp_path / 'free') == 0
+    size = (tmp_path / 'free' / 'epoch_5.pth').stat().st_size
+
+    def at(event: str, runner: Runner) -> None:
+        limit = size // 2 if 5 <= runner.iter < 15 else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    tight = tmp_path / 'tight'
+    assert train(tight, at=at, log_level=logging.CRITICAL) == 0
+    assert journal(tight) == journal(tmp_path / 'free')
+    kept = sorted(path.name for path in tight.glob('epoch*'))
+    assert kept == ['epoch_1.pth', 'epoch_4.pth', 'epoch_5.pth']
+    assert not list(tight.glob('.*.partial'))
+
+
+def test_checkpoints_load_elsewhere(work_dir: Path) -> None:
+    content = torch.load(work_dir / 'epoch_3.pth', weights_only=False)
+    assert {'state_dict', 'ema_state_dict', 'optimizer', 'message_hub', 'meta',
+            'param_schedulers'} == set(content)  # fmt: skip
