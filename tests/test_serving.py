@@ -22,7 +22,7 @@ from inference_helpers import export_info, stub_inferencer
 
 from mmbackbones.serving.app import create_app
 from mmbackbones.serving.batching import Batcher
-from mmbackbones.serving.limits import Limits, RequestError, decode_image
+from mmbackbones.serving.limits import BodyLimits, Limits, RequestError, decode_image
 
 SMALL = Limits(max_body_bytes=400_000, max_pixels=40_000, max_images=3)
 
@@ -259,6 +259,23 @@ def test_bodies_without_a_stated_length_are_counted(client: TestClient) -> None:
 )
 def test_there_is_nothing_else(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
+
+
+def test_a_slow_client_is_answered_and_let_go() -> None:
+    answers = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(5)
+        raise AssertionError('the time was over')
+
+    async def send(message: dict) -> None:
+        answers.append(message)
+
+    limited = BodyLimits(None, Limits(body_seconds=0.05))
+    scope = dict(type='http', method='POST', path='/predict', headers=[])
+    asyncio.run(limited(scope, receive, send))
+    assert answers[0]['status'] == 408 and b'0.05 s' in answers[1]['body']
+    assert limited.num_requests == 0
 
 
 def test_metrics_count_what_happened(client: TestClient) -> None:

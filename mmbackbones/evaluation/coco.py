@@ -10,8 +10,10 @@ Departs from the source:
 - no detections, no ground truth and non-finite boxes are counted and said.
 """
 
+import contextlib
+import gc
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -28,6 +30,18 @@ _NAMES = (
     'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100',
 )  # fmt: skip
 _UNUSED = 'unused '  # how our data sets call labels that no category has
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """No search for cycles among half a million results, a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @METRICS.register_module()
@@ -93,6 +107,7 @@ class FastCocoMetric(CocoMetric):
             )
         super().process(data_batch, data_samples)
 
+    @_without_collector()
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate the detections of all ranks.
 
