@@ -17,6 +17,7 @@ from mmbackbones.engine.loader_watch import LoaderWatchHook
 from mmbackbones.engine.nan_guard import NanGuardHook
 from mmbackbones.engine.preemption import PreemptionHook
 from mmbackbones.engine.safe_checkpoint import SafeCheckpointHook
+from mmbackbones.engine.step_scalars import StepScalarsHook
 from mmbackbones.engine.train_log import CompactLogProcessor, LogHistoryHook
 from mmbackbones.engine.val_loss import ValLossHook
 
@@ -27,6 +28,7 @@ runner_type = 'mmbackbones.engine.safe_runner.SafeRunner'
 
 # A leaf edits an entry by its key: default_hooks.checkpoint.interval = 5.
 default_hooks = dict(
+    runtime_info=dict(type=StepScalarsHook),
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, interval=50),
     param_scheduler=dict(type=ParamSchedulerHook),
