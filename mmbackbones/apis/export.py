@@ -109,7 +109,7 @@ def export_model(
             that cannot be exported.
     """
     _check(options)
-    model = _build(cfg, checkpoint)
+    model = _build(cfg, checkpoint, options.evaluate)
     size_hw = options.size_hw or default_size(cfg)
     reference = _graph(model, options)
     info = _describe(cfg, model, reference, size_hw, options)
@@ -177,8 +177,9 @@ def _check(options: ExportOptions) -> None:
         raise ValueError('a bare backbone predicts nothing that could be evaluated')
 
 
-def _build(cfg: Config, checkpoint: str) -> nn.Module:
-    prepare(cfg, training=False)
+def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
+    if evaluate or is_segmentor(cfg):  # a detector's checkpoint knows its classes
+        prepare(cfg, training=False)
     if is_segmentor(cfg):
         from mmbackbones.apis.segmentation import build_segmentor
 
