@@ -122,7 +122,7 @@ def names(pipeline: list) -> list[str]:
 
 def test_final_pipeline_lacks_strong_augmentation() -> None:
     cfg = load('dfine_hgnetv2_b4_coco')
-    strong = ['PhotometricDistort', 'WindowZoomOut', 'WindowIoUCrop']
+    strong = ['WindowDistort', 'WindowZoomOut', 'WindowIoUCrop']
     full = names(cfg.train_dataloader.dataset.pipeline)
     final = names(cfg.default_hooks.stage_switch.pipeline)
     assert [name for name in full if name not in strong] == [
@@ -135,6 +135,7 @@ def test_plain_pipelines_differ_in_classes_alone() -> None:
     fast_forms = {
         'FastLoadImage': 'LoadImage',
         'PackPlanes': 'PackDetInputs',
+        'WindowDistort': 'PhotometricDistort',
         'WindowFlip': 'RandomFlip',
         'WindowIoUCrop': 'RandomIoUCrop',
         'WindowResize': 'Resize',

@@ -226,10 +226,10 @@ def test_phases(name: str) -> None:
     plain, dense, strong = (names(phase.pipeline) for phase in switch.phases)
     assert plain == names(switch.pipeline)
     reading, crops, rest = strong[:2], strong[2:5], strong[5:]
-    assert crops[0] == 'PhotometricDistort'
+    assert crops[0] == 'WindowDistort'
     assert crops[1].endswith('ZoomOut') and crops[2].endswith('IoUCrop')
     assert plain == [*reading, *rest]
-    mosaic = ['WholeMosaic', 'CentredAffine', 'PhotometricDistort']
+    mosaic = ['WholeMosaic', 'CentredAffine', 'WindowDistort']
     assert dense == [*reading, [mosaic, crops], *rest]
     (choice,) = (s for s in switch.phases[1].pipeline if 'transforms' in s)
     assert list(choice.prob) == [0.5, 0.5]

@@ -22,12 +22,14 @@ from mmbackbones.data.coco import CocoDetection
 from mmbackbones.data.det_transforms import (
     DropSmallBoxes,
     LoadImage,
+    PhotometricDistort,
     RandomIoUCrop,
     RandomZoomOut,
 )
 from mmbackbones.data.fast_transforms import (
     FastLoadImage,
     PackPlanes,
+    WindowDistort,
     WindowFlip,
     WindowIoUCrop,
     WindowResize,
@@ -105,8 +107,8 @@ def test_same_seed_same_boxes_and_pixels_as_the_plain_pipeline(
 ) -> None:
     """All that is drawn agrees, therefore every statistic of it does.
 
-    Pixels: averages over areas against Pillow's triangle, 3 grey levels in the mean
-    of the worst image; a shift by one pixel would be 6 and more.
+    Pixels: 2 grey levels in the mean of the worst image; a shift by one pixel would be
+    3 to 15 in the mean of all.
     """
     image = photo(100, 80)
     plain, windowed = plain_steps(scale), window_steps(scale)
@@ -124,8 +126,8 @@ def test_same_seed_same_boxes_and_pixels_as_the_plain_pipeline(
         pixels, reference = ours['inputs'].float(), theirs['inputs'].float()
         differences.append((pixels - reference).abs().mean().item())
         shifted.append((pixels.roll(1, -1) - reference).abs().mean().item())
-    assert np.mean(differences) < 0.25 * np.mean(shifted)
-    assert np.max(differences) < 3
+    assert np.mean(differences) < 0.1 * np.mean(shifted)
+    assert np.max(differences) < 2
 
 
 def test_whole_pixels_are_copied() -> None:
@@ -140,6 +142,27 @@ def test_whole_pixels_are_copied() -> None:
     flipped = cut.mirrored('diagonal').part(2, 1, 12, 21)
     expected = canvas[9:39, 5:25][::-1, ::-1][1:21, 2:12]
     np.testing.assert_array_equal(flipped.render(10, 20), expected)
+
+
+@pytest.mark.parametrize('settings', [{}, dict(contrast=(1, 1))])
+def test_colours_of_what_is_seen_are_those_of_the_whole_image(settings: dict) -> None:
+    """Equal without contrast, whose mean grey is that of a sample of the pixels."""
+    image = photo(160, 120)
+    plain, windowed = PhotometricDistort(**settings), WindowDistort(**settings)
+    changed, means = 0, []
+    for drawn in range(60):
+        expected = run([plain], sample(image, BOXES), drawn)['img'][30:90, 40:120]
+        results = run([windowed], sample(image, BOXES), drawn)
+        found = results['window'].part(40, 30, 120, 90).render(80, 60)
+        changed += (found != image[30:90, 40:120]).any()
+        means.append(np.abs(found.astype(int) - expected).mean())
+    assert changed > 40
+    assert max(means) <= (0 if settings else 1.5), max(means)
+
+
+def test_distortion_of_a_window_refuses_float_images() -> None:
+    with pytest.raises(ValueError, match='8-bit images, not float32'):
+        WindowDistort()(sample(np.zeros((4, 4, 3), np.float32), []))
 
 
 def test_a_window_beside_the_image_is_black() -> None:
@@ -286,4 +309,4 @@ def test_the_shipped_pipelines_draw_alike(kind: str, tmp_path: Path) -> None:
         assert packed[0]['data_samples'].metainfo == packed[1]['data_samples'].metainfo
         pixels, reference = (p['inputs'].float() for p in packed)
         differences.append((pixels - reference).abs().mean().item())
-    assert np.mean(differences) < 1.5
+    assert np.mean(differences) < 0.5

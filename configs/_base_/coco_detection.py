@@ -19,6 +19,7 @@ from mmbackbones.data.det_transforms import (
 from mmbackbones.data.fast_transforms import (
     FastLoadImage,
     PackPlanes,
+    WindowDistort,
     WindowFlip,
     WindowIoUCrop,
     WindowResize,
@@ -40,12 +41,12 @@ _resize = dict(
 _meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 _pack = dict(type=PackDetInputs, meta_keys=_meta_keys)
 
-# Zoom-out, crop, flip and resize resample the image once. They draw the same numbers
-# as the plain pipelines below, and give the same boxes.
+# Only what is seen in the end is distorted, and resampled once. The steps draw the same
+# numbers as the plain pipelines below, and give the same boxes.
 train_pipeline = [
     dict(type=FastLoadImage),
     dict(type=LoadAnnotations, with_bbox=True),
-    dict(type=PhotometricDistort),
+    dict(type=WindowDistort),
     dict(type=WindowZoomOut),
     dict(type=WindowIoUCrop),
     dict(type=DropSmallBoxes),

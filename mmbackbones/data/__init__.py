@@ -12,6 +12,7 @@ from mmbackbones.data.det_transforms import (
 from mmbackbones.data.fast_transforms import (
     FastLoadImage,
     PackPlanes,
+    WindowDistort,
     WindowFlip,
     WindowIoUCrop,
     WindowResize,
@@ -34,6 +35,7 @@ __all__ = [
     'RandomIoUCrop',
     'RandomZoomOut',
     'WholeMosaic',
+    'WindowDistort',
     'WindowFlip',
     'WindowIoUCrop',
     'WindowResize',

@@ -18,6 +18,7 @@ takes longer than decoding the image.
 
 import io
 import random
+from functools import partial
 
 import cv2
 import numpy as np
@@ -145,25 +146,37 @@ class PhotometricDistort(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Distort `img` `(H, W, 3)`, uint8 BGR."""
         image = results['img']
+        self._check(image)
+        for step in self._draw():
+            image = step(image)
+        results['img'] = image
+        return results
+
+    @staticmethod
+    def _check(image: np.ndarray) -> None:
         if image.dtype != np.uint8:
             raise ValueError(
                 f'PhotometricDistort takes 8-bit images, not {image.dtype}; put it '
                 'before what makes them float'
             )
-        steps = [
+
+    def _draw(self) -> list[partial]:
+        """Steps on an image, in order, with what they drew."""
+        kinds = [
             (self._scale_brightness, self.brightness),
             (self._scale_saturation, self.saturation),
             (self._shift_hue, self.hue),
         ]
         contrast_first = random.random() < 0.5
-        steps.insert(1 if contrast_first else 3, (self._scale_contrast, self.contrast))
-        for step, limits in steps:
-            if random.random() < self.prob:
-                image = step(image, random.uniform(*limits))
+        kinds.insert(1 if contrast_first else 3, (self._scale_contrast, self.contrast))
+        steps = [
+            partial(step, factor=random.uniform(*limits))
+            for step, limits in kinds
+            if random.random() < self.prob
+        ]
         if random.random() < self.prob:
-            image = cv2.merge(random.sample(cv2.split(image), 3))
-        results['img'] = image
-        return results
+            steps.append(partial(self._reorder, channels=random.sample(range(3), 3)))
+        return steps
 
     @staticmethod
     def _look_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -173,21 +186,30 @@ class PhotometricDistort(BaseTransform):
     def _scale_brightness(self, image: np.ndarray, factor: float) -> np.ndarray:
         return self._look_up(image, np.arange(256) * factor)
 
-    def _scale_contrast(self, image: np.ndarray, factor: float) -> np.ndarray:
-        mean = np.rint(_LUMA_BGR @ cv2.mean(image)[:3])
+    def _scale_contrast(
+        self, image: np.ndarray, factor: float, mean: float | None = None
+    ) -> np.ndarray:
+        mean = self._mean_grey(image) if mean is None else mean
         return self._look_up(image, mean + (np.arange(256) - mean) * factor)
 
     @staticmethod
-    def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-        return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+    def _mean_grey(image: np.ndarray) -> float:
+        return np.rint(_LUMA_BGR @ cv2.mean(image)[:3])
 
     @staticmethod
-    def _shift_hue(image: np.ndarray, turns: float) -> np.ndarray:
+    def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+        return cv2.transform(image, factor * np.eye(3) + (1 - factor) * _LUMA_BGR)
+
+    @staticmethod
+    def _shift_hue(image: np.ndarray, factor: float) -> np.ndarray:
         hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
-        hsv[..., 0] += np.uint8(round(turns * 256) % 256)  # wraps around
+        hsv[..., 0] += np.uint8(round(factor * 256) % 256)  # wraps around
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
+
+    @staticmethod
+    def _reorder(image: np.ndarray, channels: list[int]) -> np.ndarray:
+        planes = cv2.split(image)
+        return cv2.merge([planes[i] for i in channels])
 
 
 @TRANSFORMS.register_module()

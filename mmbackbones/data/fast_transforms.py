@@ -14,6 +14,8 @@ same seed boxes are equal, and pixels differ as their filters do.
 """
 
 import io
+from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -23,13 +25,19 @@ from mmdet.structures.bbox import autocast_box_type
 from mmengine.fileio import get
 from PIL import Image
 
-from mmbackbones.data.det_transforms import LoadImage, RandomIoUCrop, RandomZoomOut
+from mmbackbones.data.det_transforms import (
+    LoadImage,
+    PhotometricDistort,
+    RandomIoUCrop,
+    RandomZoomOut,
+)
 from mmbackbones.data.window import Window
 from mmbackbones.registry import TRANSFORMS
 
 __all__ = [
     'FastLoadImage',
     'PackPlanes',
+    'WindowDistort',
     'WindowFlip',
     'WindowIoUCrop',
     'WindowResize',
@@ -78,6 +86,34 @@ class FastLoadImage(LoadImage):
 
 
 @TRANSFORMS.register_module()
+class WindowDistort(PhotometricDistort):
+    """`PhotometricDistort` of what will be seen through the window alone.
+
+    The mean grey that contrast turns about is that of every fourth pixel of every
+    fourth row.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Note the distortion of `img` `(H, W, 3)`, uint8 BGR."""
+        window = Window.take(results)
+        self._check(window.image)
+        steps = self._draw()
+        for i, step in enumerate(steps):
+            if step.func == self._scale_contrast:
+                seen = _in_turn(steps[:i], window.image[::4, ::4])
+                steps[i] = partial(step, mean=self._mean_grey(seen))
+        colour = partial(_in_turn, steps) if steps else None
+        results['window'] = replace(window, colour=colour)
+        return results
+
+
+def _in_turn(steps: list[partial], image: np.ndarray) -> np.ndarray:
+    for step in steps:
+        image = step(image)
+    return image
+
+
+@TRANSFORMS.register_module()
 class WindowZoomOut(RandomZoomOut):
     """`RandomZoomOut` that only moves the window."""
 
@@ -116,8 +152,8 @@ class WindowFlip(RandomFlip):
 class WindowResize(Resize):
     """Stretches what is seen through the window to a size, and ends the window.
 
-    Bilinear; where it reduces, pixels are averaged over areas, as an antialiased
-    filter does within a few grey levels.
+    Bilinear; where it reduces, after smoothing by the triangle of an antialiased
+    filter.
 
     Args:
         scale: (width, height) of the output.

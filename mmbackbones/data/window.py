@@ -3,7 +3,9 @@
 Upstream: none; the filters are OpenCV's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
 
 import cv2
 import numpy as np
@@ -20,11 +22,13 @@ class Window:
         x: of the window's left and right edge, in pixels of the image, at integers;
             the greater one first where it is mirrored.
         y: of its upper and lower edge, likewise.
+        colour: what happens to each pixel that is seen, before it is resampled.
     """
 
     image: np.ndarray
     x: tuple[int, int]
     y: tuple[int, int]
+    colour: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def take(cls, results: dict) -> 'Window':
@@ -41,29 +45,31 @@ class Window:
 
     def part(self, left: int, top: int, right: int, bottom: int) -> 'Window':
         """The window at these edges, in pixels from the upper left of this one."""
-        return Window(
-            self.image, _sub_range(self.x, left, right), _sub_range(self.y, top, bottom)
+        return replace(
+            self, x=_sub_range(self.x, left, right), y=_sub_range(self.y, top, bottom)
         )
 
     def mirrored(self, direction: str) -> 'Window':
         """The same seen in a mirror: horizontal, vertical or diagonal (both)."""
         x = self.x if direction == 'vertical' else self.x[::-1]
         y = self.y if direction == 'horizontal' else self.y[::-1]
-        return Window(self.image, x, y)
+        return replace(self, x=x, y=y)
 
     def render(self, width: int, height: int) -> np.ndarray:
         """What is seen, stretched to `(height, width, C)`."""
         available_y, available_x = self.image.shape[:2]
-        if _covers(available_x, self.x) and _covers(available_y, self.y):
-            rows = _Axis(self.y, available_y, height)
-            columns = _Axis(self.x, available_x, width)
-            pixels = self.image[rows.first : rows.last, columns.first : columns.last]
-            pixels = _resize(_shrink(pixels, rows, columns), width, height)
+        inside = _covers(available_x, self.x) and _covers(available_y, self.y)
+        # Interpolation at an edge that cuts the image looks beyond it.
+        rows = _Axis(self.y, available_y, height, with_margin=not inside)
+        columns = _Axis(self.x, available_x, width, with_margin=not inside)
+        pixels = self.image[rows.first : rows.last, columns.first : columns.last]
+        if self.colour and pixels.size:
+            pixels = self.colour(pixels)
+        if inside:
+            pixels = _smooth(pixels, rows, columns, cv2.BORDER_REPLICATE)
+            pixels = _resize(pixels, width, height)
         else:
-            # Interpolation at an edge that cuts the image looks beyond it.
-            rows = _Axis(self.y, available_y, height, with_margin=True)
-            columns = _Axis(self.x, available_x, width, with_margin=True)
-            pixels = _place(self.image, rows, columns)
+            pixels = _place(pixels, rows, columns)
         flips = (self.x[0] > self.x[1], self.y[0] > self.y[1])
         if any(flips):
             pixels = cv2.flip(pixels, {(1, 0): 1, (0, 1): 0, (1, 1): -1}[flips])
@@ -107,10 +113,14 @@ class _Axis:
         self.start = (self.first - low) * self.scale
 
     @property
-    def num_shrunk(self) -> int:
-        """Pixels that are left after averaging, where the output has fewer."""
-        num = self.last - self.first
-        return max(round(num * min(self.scale, 1)), min(num, 1))
+    def kernel(self) -> np.ndarray:
+        """Weights `(2n + 1,)` of the pixels that an output pixel is made of.
+
+        The triangle of an antialiased filter; interpolation adds what is between.
+        """
+        reach = max(1 / self.scale, 1.0)
+        weights = 1 - np.abs(np.arange(1 - ceil(reach), ceil(reach))) / reach
+        return weights / weights.sum()
 
 
 def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -119,37 +129,31 @@ def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _shrink(pixels: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
-    """Average over areas where the output is coarser, so that nothing aliases."""
-    size = (columns.num_shrunk, rows.num_shrunk)
-    if size == pixels.shape[1::-1]:
+def _smooth(pixels: np.ndarray, rows: _Axis, columns: _Axis, border: int) -> np.ndarray:
+    """Average over what an output pixel covers, so that nothing aliases."""
+    kernels = columns.kernel, rows.kernel
+    if all(len(kernel) == 1 for kernel in kernels):
         return pixels
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return cv2.sepFilter2D(pixels, -1, *kernels, borderType=border)
 
 
-def _place(image: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
+def _place(pixels: np.ndarray, rows: _Axis, columns: _Axis) -> np.ndarray:
     """Resample where the image is, and leave the rest black."""
-    output = np.zeros((rows.length, columns.length, *image.shape[2:]), image.dtype)
-    pixels = image[rows.first : rows.last, columns.first : columns.last]
+    output = np.zeros((rows.length, columns.length, *pixels.shape[2:]), pixels.dtype)
     if not pixels.size:
         return output
-    shrunk = _shrink(pixels, rows, columns)
     matrix = np.zeros((2, 3))
     ranges = []
-    for i, (axis, num, num_shrunk) in enumerate(
-        zip((columns, rows), pixels.shape[1::-1], shrunk.shape[1::-1], strict=True)
-    ):
-        length = num * axis.scale
+    for i, axis in enumerate((columns, rows)):
         begin = max(int(axis.start) - 1, 0)
-        end = min(int(axis.start + length) + 2, axis.length)
-        ranges.append((begin, end))
-        # From centres of output pixels to centres of pixels that were left.
-        step = num_shrunk / length
-        matrix[i, i] = step
-        matrix[i, 2] = (begin + 0.5 - axis.start) * step - 0.5
+        length = (axis.last - axis.first) * axis.scale
+        ranges.append((begin, min(int(axis.start + length) + 2, axis.length)))
+        # From centres of output pixels to centres of pixels.
+        matrix[i, i] = 1 / axis.scale
+        matrix[i, 2] = (begin + 0.5 - axis.start) / axis.scale - 0.5
     (left, right), (top, bottom) = ranges
     output[top:bottom, left:right] = cv2.warpAffine(
-        shrunk,
+        _smooth(pixels, rows, columns, cv2.BORDER_CONSTANT),
         matrix,
         (right - left, bottom - top),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
