@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmbackbones  # noqa: F401
+from mmbackbones.apis.config import _check_pretrained, load_config
 
 CONFIG_DIR = Path(__file__).parent.parent / 'configs'
 CONFIGS = sorted(path.stem for path in CONFIG_DIR.glob('*.py'))
@@ -128,6 +129,27 @@ def test_final_pipeline_lacks_strong_augmentation() -> None:
     assert [name for name in full if name not in strong] == [
         'FastLoadImage', 'LoadAnnotations', *final[2:]]  # fmt: skip
     assert not set(strong) & set(final)
+
+
+def test_the_first_start_of_a_run_that_resumes_is_pretrained(tmp_path: Path) -> None:
+    """Random weights must not come silently with `--resume auto`."""
+    weights = tmp_path / 'stage1.pth'
+    weights.touch()
+    work_dir = tmp_path / 'run'
+    for resume, checkpoint, kept in (
+        (None, None, True),
+        ('auto', None, True),
+        ('auto', 'epoch_1.pth', False),
+    ):
+        cfg = load_config(
+            str(CONFIG_DIR / 'dfine_hgnetv2_b4_coco.py'), work_dir=str(work_dir)
+        )
+        cfg.model.backbone.init_cfg.checkpoint = str(weights)
+        cfg.resume = resume
+        if checkpoint:
+            (work_dir / checkpoint).touch()
+        _check_pretrained(cfg, training=True)
+        assert (cfg.model.backbone.init_cfg is not None) == kept
 
 
 def test_plain_pipelines_differ_in_classes_alone() -> None:

@@ -21,7 +21,7 @@ CASES = {
     'rtdetr_r18vd_coco': (
         8,
         192,
-        300,
+        200,
         [
             'optim_wrapper.optimizer.lr=2e-4',
             'optim_wrapper.paramwise_cfg.groups.0.lr_mult=1.0',
@@ -31,7 +31,7 @@ CASES = {
     'rtdetrv2_r18vd_coco': (
         8,
         192,
-        300,
+        200,
         [
             'optim_wrapper.optimizer.lr=2e-4',
             'param_scheduler.0.end=30',
@@ -41,7 +41,7 @@ CASES = {
     'deim_rtdetrv2_r18vd_coco': (
         8,
         192,
-        300,
+        200,
         ['param_scheduler.0.warmup=30', 'param_scheduler.0.gamma=1.0'],
     ),
     'deimv2_nano_hgnetv2_b0_coco': (

@@ -72,6 +72,12 @@ def test_the_best_is_kept_and_its_successor_comes_first(tmp_path: Path) -> None:
     assert 'optimizer' not in content
 
 
+def test_a_validation_alone_saves_nothing(tmp_path: Path) -> None:
+    hooks = checkpoint_hook(save_best=METRIC, rule='less')
+    assert METRIC in noisy_runner(tmp_path, hooks=hooks).val()
+    assert not list(tmp_path.rglob('*.pth'))
+
+
 def test_metrics_that_are_not_there_are_named(tmp_path: Path) -> None:
     hooks = checkpoint_hook(save_best='coco/segm_mAP', rule='greater')
     with pytest.raises(ValueError, match=rf"'coco/segm_mAP'.*{METRIC}"):

@@ -102,6 +102,29 @@ def test_nothing_to_resume_starts_at_the_beginning(tmp_path: Path) -> None:
     assert any('No checkpoint to resume from' in text for text in messages)
 
 
+def test_a_first_start_takes_the_weights_that_the_config_names(
+    run: Path, tmp_path: Path
+) -> None:
+    """`--resume auto` from the first start on: fine-tuning must not lose its start."""
+
+    class Found(Exception):
+        pass
+
+    def stop(event: str, runner: Runner) -> None:
+        raise Found(runner.iter, runner.model.state_dict())
+
+    weights = run / 'epoch_2.pth'
+    for work_dir, iteration in ((tmp_path, 0), (run, 12)):
+        runner = noisy_runner(work_dir, resume='auto', load_from=str(weights), at=stop)
+        with pytest.raises(Found) as found:
+            runner.train()
+        begun, state = found.value.args
+        assert begun == iteration
+        expected = torch.load(weights, weights_only=False)['state_dict']
+        equal = [torch.equal(state[name], expected[name]) for name in expected]
+        assert all(equal) == (work_dir == tmp_path)
+
+
 def test_nothing_whole_is_an_error(work_dir: Path) -> None:
     for path in work_dir.glob('*.pth'):
         path.write_bytes(path.read_bytes()[:-100])

@@ -68,9 +68,10 @@ def main() -> None:
         if 'auto_scale_lr' not in cfg:
             raise ValueError('--auto-scale-lr: the config has no auto_scale_lr')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        cfg.resume = 'auto'
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
     RUNNERS.build(prepare(cfg)).train()
 
 

@@ -18,6 +18,7 @@ from mmbackbones.apis.cpu_processes import init_cpu_processes
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.seg_classes import resolve_seg_classes
 from mmbackbones.engine import mlflow_names, shared_buffers  # noqa: F401  (register)
+from mmbackbones.engine.atomic_files import resumable
 
 __all__ = [
     'LOG_BACKENDS',
@@ -220,7 +221,9 @@ def _check_pretrained(cfg: Config, training: bool) -> None:
     checkpoint = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
     if checkpoint is None:
         return
-    if not training or cfg.get('load_from') or cfg.get('resume'):
+    # A run that looks for a checkpoint to resume, and has none yet, is a first start.
+    resumes = cfg.get('resume') and any(resumable(cfg.work_dir))
+    if not training or cfg.get('load_from') or resumes:
         backbone.init_cfg = None
     elif '://' not in checkpoint and not exists(checkpoint):
         backbone.init_cfg = None

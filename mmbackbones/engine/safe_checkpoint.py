@@ -196,7 +196,8 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend.remove(path)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        if not self.save_best:
+        # `runner.val()` on its own: no training, whose state could be the best.
+        if not self.save_best or not hasattr(self, 'file_backend'):
             return
         if 'auto' in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])

@@ -30,8 +30,9 @@ class SafeRunner(Runner):
 
     - A checkpoint, by whomever it is saved, takes its place when it is whole; a
       write that fails is said and leaves the former file.
-    - `resume=True` without a file takes the newest checkpoint of the work dir that
-      is whole.
+    - `resume='auto'`, or True without `load_from`, takes the newest checkpoint of the
+      work dir that is whole. Where there is none the run starts as if it were not
+      given: from `load_from`, if that is stated.
     - MMEngine's two train loops are replaced by those of `train_loops`, also where a
       config names theirs.
 
@@ -92,7 +93,8 @@ class SafeRunner(Runner):
 
     def load_or_resume(self) -> None:
         """Load what the config says, or find the checkpoint to go on from."""
-        if self._resume and self._load_from is None and not self._has_loaded:
+        finds = self._resume == 'auto' or (self._resume and self._load_from is None)
+        if finds and not self._has_loaded:
             found = [self._newest_whole() if is_main_process() else None]
             broadcast_object_list(found)
             if isinstance(found[0], str):
@@ -102,10 +104,10 @@ class SafeRunner(Runner):
                     f'No checkpoint to resume from in {self.work_dir}: training '
                     'starts at the beginning'
                 )
-                return
-            self.logger.info(f'Resumes from {found[0]}')
-            self.resume(str(found[0]))
-            return
+                self._resume = False
+            else:
+                self.logger.info(f'Resumes from {found[0]}')
+                self.resume(str(found[0]))
         super().load_or_resume()
 
     def _newest_whole(self) -> Path | str | None:
