@@ -53,7 +53,7 @@ EXTRAS = {
         'pytest>=8',
         'pytest-xdist>=3.5',
         'ruff>=0.14',
-        'transformers>=4.52,<5',  # parity with its models; not imported by the package
+        'transformers>=4.52,<6',  # parity with its models; not imported by the package
         'tritonclient[http]>=2.45',  # a client of the server
     ],
 }

@@ -1,7 +1,8 @@
 """Latency of D-FINE's deploy form in PyTorch against the official `deploy()`.
 
 Both sides have the same weights and see the same image, in turns. Ours is folded by
-`fold_for_inference`. The official repository is found through MMB_REFERENCE_DIR.
+`fold_for_inference` and its convolutions are fused by `fuse_for_cpu`. The
+official repository is found through MMB_REFERENCE_DIR.
 
     MMB_REFERENCE_DIR=references python benchmarks/deploy_forward.py --out benchmarks
 """
@@ -17,6 +18,7 @@ import torch
 from official_dfine import build_pair
 from torch import nn
 
+from mmbackbones.layers.cpu_conv import fuse_for_cpu
 from mmbackbones.layers.fold import fold_for_inference
 
 
@@ -50,9 +52,8 @@ def compare(size: str, pixels: int, repeats: int) -> dict:
     ours, official = build_pair(size)
     images = torch.rand(1, 3, pixels, pixels)
     sizes = torch.tensor([[pixels, pixels]])
-    sides = dict(
-        ours=WithPostprocessing(fold_for_inference(ours)).eval(), official=official
-    )
+    ours = fuse_for_cpu(fold_for_inference(ours))
+    sides = dict(ours=WithPostprocessing(ours).eval(), official=official)
     scores = [sides['ours'](images, sizes)[0], sides['official'](images, sizes)[2]]
     difference = (scores[0] - scores[1]).abs().max().item()
     wall, cpu = ({name: [] for name in sides} for _ in range(2))

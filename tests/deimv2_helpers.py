@@ -155,3 +155,40 @@ def build_ours(config: Config) -> nn.Module:
     """The detector of a config."""
     init_default_scope(config.default_scope)
     return MODELS.build(config.model)
+
+
+def neutral_projection(theirs: nn.Module) -> nn.Module:
+    """Values that transformers publishes for the projection before encoder heads."""
+    linear, norm = theirs.model.enc_output
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(len(linear.weight)))
+        norm.weight.fill_(1)
+        for module in (linear, norm):
+            module.bias.zero_()
+    return theirs
+
+
+def as_official(theirs: nn.Module) -> nn.Module:
+    """A model of transformers, in place, with what it does otherwise taken back.
+
+    In the official code encoder heads read the tokens as they are, all layers add the
+    positions of the selected boxes, and heads have SiLU.
+    """
+    model = theirs.model
+    # A norm has an effect whatever its parameters.
+    model.enc_output = nn.Identity()
+    positions = []
+    model.decoder.register_forward_pre_hook(lambda *_: positions.clear())
+    model.decoder.query_pos_head.register_forward_hook(
+        lambda _, __, output: positions.append(output) or positions[0]
+    )
+    for module in theirs.modules():
+        if isinstance(getattr(module, 'act', None), nn.ReLU):
+            module.act = nn.SiLU()
+    return theirs
+
+
+def image(height: int, width: int) -> Tensor:
+    """Two images of noise, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, height, width, generator=generator)

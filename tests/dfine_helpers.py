@@ -163,6 +163,23 @@ def calibrate(network: nn.Module, *inputs: object) -> nn.Module:
     return network.eval()
 
 
+def number_by_rows(theirs: nn.Module) -> nn.Module:
+    """Corrects, in place, the grid of positions in a model of transformers.
+
+    Up to version 4 it is that of the official code, column by column: the same on
+    square maps, and scrambled on all others.
+    """
+    encoder = theirs.model.encoder
+    if hasattr(encoder, 'build_2d_sincos_position_embedding'):
+        build_grid = encoder.build_2d_sincos_position_embedding
+        encoder.build_2d_sincos_position_embedding = (
+            lambda width, height, *args, **kwargs: build_grid(
+                height, width, *args, **kwargs
+            )
+        )
+    return theirs
+
+
 def features(spec: dict, height: int, width: int, batch: int = 2) -> list[Tensor]:
     """The same noise as backbone maps of an image of that size on every call."""
     generator = torch.Generator().manual_seed(1)

@@ -103,7 +103,7 @@ def test_sam2_of_transformers(size):
     config = transformers.Sam2HieraDetConfig(
         hidden_size=16,
         num_attention_heads=1,
-        image_size=size,
+        image_size=list(size),
         blocks_per_stage=list(depths),
         embed_dim_per_stage=[16, 32, 64, 128],
         num_attention_heads_per_stage=[1, 2, 4, 8],

@@ -12,6 +12,7 @@ from mmbackbones.layers.conv import ConvBNAct, LearnableAffine
 from mmbackbones.layers.fold import Bound, fold_for_inference, pad_channels
 from mmbackbones.layers.hiera_block import LayerScale
 from mmbackbones.layers.norm import FrozenBatchNorm2d
+from mmbackbones.layers.reparam import RepNCSPELAN, UpsampledProjection
 
 FOLDED = (nn.BatchNorm2d, FrozenBatchNorm2d, LearnableAffine, LayerScale)
 
@@ -143,3 +144,30 @@ def test_padded_branches_are_the_same() -> None:
     assert model.encoder.fpn_blocks[0].cv2[1].conv.out_channels == 8
     for ours, theirs in zip(found, wanted, strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('size_hw', [(64, 64), (96, 64), (75, 97)], ids=str)
+def test_projections_go_before_the_upsampling(size_hw: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    cfg = toy_detector_cfg()
+    cfg.neck.expansion = 0.34  # 5 channels in a branch
+    model = stir(MODELS.build(cfg)).double()
+    x = torch.rand(2, 3, *size_hw).double()
+    with torch.no_grad():
+        wanted = model.extract_feat(x)
+        found = fold_for_inference(fold_for_inference(model)).extract_feat(x)
+    for block in model.encoder.fpn_blocks:
+        assert all(isinstance(half, UpsampledProjection) for half in block.cv1)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+def test_a_block_alone_is_split_by_its_outputs() -> None:
+    torch.manual_seed(0)
+    block = stir(RepNCSPELAN(6, 8, 10, 3, 1))
+    x = torch.rand(1, 6, 7, 5)
+    with torch.no_grad():
+        wanted = block(x)
+        found = fold_for_inference(fold_for_inference(block))(x)
+    assert len(block.cv1) == 2
+    assert_close(found, wanted)

@@ -188,6 +188,7 @@ class HGStem(nn.Module):
         self.stem3 = conv(2 * mid_channels, mid_channels, 3, stride=2)
         self.stem4 = conv(mid_channels, out_channels, 1)
         self.pool_pad = pool_pad
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, in, H, W)` to `(N, out, ceil(H / 4), ceil(W / 4))`."""
@@ -197,7 +198,7 @@ class HGStem(nn.Module):
         convolved = self.stem2b(F.pad(self.stem2a(padded), right_bottom))
         if self.pool_pad != 0:
             padded = F.pad(x, right_bottom, value=self.pool_pad)
-        pooled = F.max_pool2d(padded, kernel_size=2, stride=1)
+        pooled = self.pool(padded)
         return self.stem4(self.stem3(torch.cat((pooled, convolved), dim=1)))
 
 

@@ -5,9 +5,11 @@ src/transformers/models/d_fine (Apache-2.0). The table is for
 `DFineForObjectDetection`, its HGNetV2 included.
 """
 
+from mmbackbones.convert.hgnetv2 import hugging_face_rules
 from mmbackbones.convert.keymap import CONCAT_QKV, KeyMap, Rule
+from mmbackbones.convert.rtdetr import TRANSFORMERS_5
 
-__all__ = ['HUGGING_FACE']
+__all__ = ['HUGGING_FACE', 'attention_inputs', 'renamed']
 
 _ATTENTION = (
     ('self_attn.out_proj.{leaf}', 'self_attn.out_proj.{leaf}'),
@@ -16,12 +18,12 @@ _ATTENTION = (
 )
 
 
-def _rules(source: str, target: str, *pairs: tuple[str, str]) -> list[Rule]:
+def renamed(source: str, target: str, *pairs: tuple[str, str]) -> list[Rule]:
     """Rules for names below `source` and `target`."""
     return [Rule(f'{source}.{theirs}', f'{target}.{ours}') for theirs, ours in pairs]
 
 
-def _attention_inputs(source: str, target: str) -> Rule:
+def attention_inputs(source: str, target: str) -> Rule:
     """Three projections there, the rows of one matrix here."""
     return Rule(
         tuple(f'{source}.self_attn.{part}_proj.{{leaf}}' for part in 'qkv'),
@@ -38,22 +40,13 @@ _DECODER_LAYER = ('model.decoder.layers.{n}', 'decoder.decoder.layers.{n}')
 
 HUGGING_FACE = KeyMap(
     [
-        *_rules(
-            'model.backbone.model',
-            'backbone',
-            ('embedder.{path}.convolution.{leaf}', 'stem.{path}.conv.{leaf}'),
-            ('embedder.{path}.normalization.{leaf}', 'stem.{path}.bn.{leaf}'),
-            ('embedder.{path}.lab.{leaf}', 'stem.{path}.lab.{leaf}'),
-            ('encoder.stages.{path}.convolution.{leaf}', 'stages.{path}.conv.{leaf}'),
-            ('encoder.stages.{path}.normalization.{leaf}', 'stages.{path}.bn.{leaf}'),
-            ('encoder.stages.{path}.lab.{leaf}', 'stages.{path}.lab.{leaf}'),
-        ),
+        *hugging_face_rules('model.backbone.model.', 'backbone.'),
         # encoder
-        _attention_inputs(*_ENCODER_LAYER),
-        *_rules(
+        attention_inputs(*_ENCODER_LAYER),
+        *renamed(
             *_ENCODER_LAYER, *_ATTENTION, ('final_layer_norm.{leaf}', 'norm2.{leaf}')
         ),
-        *_rules(
+        *renamed(
             'model.encoder.{leaf}_blocks.{n}',
             'encoder.{leaf}_blocks.{n}',
             ('conv1.{path}', 'cv1.{path}'),
@@ -63,7 +56,7 @@ HUGGING_FACE = KeyMap(
             ('conv3.{path}', 'cv3.1.{path}'),
             ('conv4.{path}', 'cv4.{path}'),
         ),
-        *_rules(
+        *renamed(
             'model',
             'encoder',
             ('encoder_input_proj.{n}.0.{leaf}', 'input_proj.{n}.conv.{leaf}'),
@@ -75,15 +68,15 @@ HUGGING_FACE = KeyMap(
             ),
         ),
         # decoder
-        _attention_inputs(*_DECODER_LAYER),
-        *_rules(
+        attention_inputs(*_DECODER_LAYER),
+        *renamed(
             *_DECODER_LAYER,
             *_ATTENTION,
             ('encoder_attn.{path}', 'cross_attn.{path}'),
             ('gateway.{path}', 'gateway.{path}'),
             ('final_layer_norm.{leaf}', 'norm3.{leaf}'),
         ),
-        *_rules(
+        *renamed(
             'model',
             'decoder',
             ('decoder_input_proj.{n}.0.{leaf}', 'input_proj.{n}.conv.{leaf}'),
@@ -116,5 +109,6 @@ HUGGING_FACE = KeyMap(
             ('decoder.anchors', 'decoder.valid_mask'),
             reason='follow from eval_size_hw',
         ),
-    ]
+    ],
+    TRANSFORMERS_5,
 )

@@ -11,7 +11,7 @@ Apache-2.0, as are the published weights.
 from mmbackbones.convert.keymap import KeyMap, Rule
 from mmbackbones.convert.source import APACHE, Source
 
-__all__ = ['SOURCES', 'rtdetr_rules']
+__all__ = ['SOURCES', 'hugging_face_rules', 'rtdetr_rules']
 
 _CLASSIFIER = 'the classifier, which backbones do not have'
 
@@ -65,16 +65,23 @@ PADDLE = KeyMap(
     ]
 )
 
-_STAGES = 'encoder.stages'
+
+def hugging_face_rules(theirs: str = '', ours: str = '') -> list[Rule]:
+    """Rules of the backbone below two prefixes."""
+    return [
+        Rule(f'{theirs}{there}.{{path}}.{long}', f'{ours}{here}.{{path}}.{short}')
+        for there, here in (('embedder', 'stem'), ('encoder.stages', 'stages'))
+        for long, short in (
+            ('convolution.{leaf}', 'conv.{leaf}'),
+            ('normalization.{leaf}', 'bn.{leaf}'),
+            ('lab.{leaf}', 'lab.{leaf}'),
+        )
+    ]
+
 
 HUGGING_FACE = KeyMap(
     [
-        Rule('embedder.{path}.convolution.{leaf}', 'stem.{path}.conv.{leaf}'),
-        Rule('embedder.{path}.normalization.{leaf}', 'stem.{path}.bn.{leaf}'),
-        Rule('embedder.{path}.lab.{leaf}', 'stem.{path}.lab.{leaf}'),
-        Rule(f'{_STAGES}.{{path}}.convolution.{{leaf}}', 'stages.{path}.conv.{leaf}'),
-        Rule(f'{_STAGES}.{{path}}.normalization.{{leaf}}', 'stages.{path}.bn.{leaf}'),
-        Rule(f'{_STAGES}.{{path}}.lab.{{leaf}}', 'stages.{path}.lab.{leaf}'),
+        *hugging_face_rules(),
         # Of B3 to B6 it has the shape of timm's and PaddleClas' and another meaning.
         Rule(
             'fc.{leaf}',

@@ -64,11 +64,11 @@ def fetch(address: str) -> tuple[Path, str]:
 
 def _licence(model: str, revision: str | None) -> str:
     """What the model's page says; it is fetched and kept, too."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
     try:
         page = Path(hf_hub_download(model, 'README.md', revision=revision))
-    except OSError:  # all of the hub's errors are
+    except (OSError, errors.EntryNotFoundError):
         return 'unknown'
     text = page.read_text(encoding='utf-8')
     stated = re.search(r'^license: *(\S.*)$', text, re.MULTILINE)

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ['CONCAT_QKV', 'ConversionReport', 'KeyMap', 'Rule', 'Transform']
+__all__ = [
+    'CONCAT_QKV',
+    'ConversionReport',
+    'KeyMap',
+    'Rule',
+    'Transform',
+    'concatenation',
+]
 
 # What a placeholder stands for; one of any other name is refused.
 _PLACEHOLDERS = {'leaf': r'[^.]+', 'path': r'.+'}
@@ -30,10 +37,15 @@ class Transform:
     inverse: Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
-CONCAT_QKV = Transform(
-    forward=lambda tensors: (torch.cat(tuple(tensors)),),
-    inverse=lambda tensors: [part.clone() for part in tensors[0].chunk(3)],
-)
+def concatenation(num_parts: int) -> Transform:
+    """Of tensors of equal size, along the first dimension."""
+    return Transform(
+        forward=lambda tensors: (torch.cat(tuple(tensors)),),
+        inverse=lambda tensors: [part.clone() for part in tensors[0].chunk(num_parts)],
+    )
+
+
+CONCAT_QKV = concatenation(3)
 
 
 @dataclass(frozen=True)
@@ -141,10 +153,18 @@ class KeyMap:
 
     Args:
         rules: special ones before general ones.
+        newer_parts: parts of names, and what the rules call them. For sources that
+            have renamed tensors in memory, but not in their files: the new names are
+            read, the old ones written.
     """
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        newer_parts: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.rules = tuple(rules)
+        self.newer_parts = tuple(newer_parts)
         self._patterns = [
             [_pattern(name) for name in _names(rule.sources)] for rule in self.rules
         ]
@@ -177,7 +197,10 @@ class KeyMap:
                 report.unmapped.append(key)
             else:
                 rule_index, name_index, values = match
-                groups.setdefault((rule_index, values), {})[name_index] = key
+                group = groups.setdefault((rule_index, values), {})
+                if name_index in group:  # under the new name and the old one
+                    _check_aliases((key, group[name_index]), state_dict)
+                group[name_index] = key
 
         result: dict[str, Tensor] = {}
         used = set()
@@ -205,6 +228,8 @@ class KeyMap:
         return result, report
 
     def _match(self, key: str) -> tuple[int, int, tuple] | None:
+        for new, old in self.newer_parts:
+            key = key.replace(new, old)
         for rule_index, patterns in enumerate(self._patterns):
             for name_index, pattern in enumerate(patterns):
                 if match := pattern.fullmatch(key):

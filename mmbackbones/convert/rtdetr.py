@@ -11,7 +11,7 @@ from mmbackbones.convert.keymap import CONCAT_QKV, KeyMap, Rule
 from mmbackbones.convert.resnet_vd import hugging_face_rules
 from mmbackbones.convert.source import APACHE, Source
 
-__all__ = ['SOURCES']
+__all__ = ['SOURCES', 'TRANSFORMERS_5']
 
 _ANCHORS = Rule(
     None,
@@ -57,6 +57,16 @@ def _attention(source: str, target: str) -> list[Rule]:
         ),
     ]
 
+
+# transformers 5 in memory, and transformers 4 and the files of both: first of all
+# detectors, then of RT-DETR, then of D-FINE.
+TRANSFORMERS_5 = (
+    ('model.encoder.aifi.', 'model.encoder.encoder.'),
+    ('.self_attn.o_proj.', '.self_attn.out_proj.'),
+    ('.mlp.fc', '.fc'),
+    ('.mlp.layers.0.', '.fc1.'),
+    ('.mlp.layers.1.', '.fc2.'),
+)
 
 _ENCODER_LAYER = 'encoder.encoder.{n}.layers.{m}'
 _DECODER_LAYER = 'decoder.layers.{n}'
@@ -131,11 +141,17 @@ SOURCES = (
     Source(
         'RTDETR',
         ('hf',),
-        KeyMap([*HUGGING_FACE_RULES, _POINTS_SCALE]),
+        KeyMap([*HUGGING_FACE_RULES, _POINTS_SCALE], TRANSFORMERS_5),
         (_THEIR_VALUES, r'model\.decoder\.layers\.0\.encoder_attn\.n_points_scale'),
         APACHE,
     ),
-    Source('RTDETR', ('hf',), KeyMap(HUGGING_FACE_RULES), (_THEIR_VALUES,), APACHE),
+    Source(
+        'RTDETR',
+        ('hf',),
+        KeyMap(HUGGING_FACE_RULES, TRANSFORMERS_5),
+        (_THEIR_VALUES,),
+        APACHE,
+    ),
     Source(
         'RTDETR',
         ('rtdetrv2',),

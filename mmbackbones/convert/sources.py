@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmbackbones.convert import (
     convnextv2,
+    deimv2,
     dfine,
     hgnetv2,
     hiera,
@@ -32,6 +33,7 @@ __all__ = [
 # Where two fit, the first is meant.
 SOURCES = (
     *rtdetr.SOURCES,
+    *deimv2.SOURCES,
     Source(
         'DFINE',
         ('hf',),
@@ -105,8 +107,8 @@ def to_ours(
         where the names are nobody's, the state dict as it is, and None.
 
     Raises:
-        ValueError: the source is known, but not all of its names; or a tensor lacks
-            another that it is to be joined with.
+        ValueError: the source is known, but not all of its names; a tensor lacks
+            another that it is to be joined with; or ours have no place for its values.
     """
     if all(name.startswith('module.') for name in state_dict):
         state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}

@@ -4,7 +4,8 @@ Departs from the usual folding of batch norms:
 - frozen batch norms fold, too;
 - a learnable affine folds into the convolution before it, past the ReLU between them:
   s relu(z) + b is max(s z + b, b) where s >= 0, and min(s z + b, b) where s < 0. The
-  map that comes out is the same, so zero padding behind it does no harm.
+  map that comes out is the same, so zero padding behind it does no harm;
+- 1x1 convolutions come before the upsampling, and halves out of two convolutions.
 """
 
 import torch
@@ -51,8 +52,8 @@ def fold_for_inference(model: nn.Module, *, channels_last: bool = True) -> nn.Mo
 
     Re-parameterised blocks become single convolutions (`switch_to_deploy`), batch
     norms, frozen or not, go into the convolutions before them, learnable affines
-    likewise, layer scales into the linear layers before them. Folding twice changes
-    nothing.
+    likewise, layer scales into the linear layers before them; projections behind
+    upsampling go before it. Folding twice changes nothing.
 
     The names of the state dict change: load a checkpoint first.
 
@@ -74,6 +75,12 @@ def fold_for_inference(model: nn.Module, *, channels_last: bool = True) -> nn.Mo
             _fold_affine(module)
         if isinstance(module, HieraBlock):
             _fold_layer_scales(module)
+    for module in list(model.modules()):
+        # Encoders come before the blocks inside them, and know which maps are coarse.
+        if hasattr(module, 'upsample_late'):
+            module.upsample_late()
+        if isinstance(module, RepNCSPELAN):
+            module.split_projection()
     if channels_last:
         model.to(memory_format=torch.channels_last)
     return model
@@ -132,7 +139,7 @@ def pad_channels(model: nn.Module, multiple: int = 8) -> nn.Module:
         `model`.
     """
     for block in model.modules():
-        if isinstance(block, RepNCSPELAN):
+        if type(block) is RepNCSPELAN:  # its descendants' branches are built otherwise
             width = block.cv2[1].conv.out_channels
             more = -width % multiple
             if more:

@@ -6,6 +6,8 @@ Upstream: https://github.com/Peterande/D-FINE src/zoo/dfine/hybrid_encoder.py
 (Apache-2.0).
 Departs from the source:
 - a folded convolution keeps its name; upstream renames it to `conv_bn_fused`;
+- for inference the first projection of `RepNCSPELAN` can be split, by its outputs and
+  by the two maps that it reads (`split_projection`);
 - expansions and alternatives that no configuration uses are gone.
 """
 
@@ -22,6 +24,7 @@ __all__ = [
     'RepNCSPELAN',
     'RepVGGBlock',
     'SCDown',
+    'UpsampledProjection',
     'conv_norm',
     'switch_to_deploy',
 ]
@@ -164,6 +167,37 @@ class CSPRepLayer(nn.Module):
         return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
 
 
+class UpsampledProjection(nn.Module):
+    """1x1 projection of a coarse map, enlarged, beside a fine one; before enlarging.
+
+    A 1x1 convolution and nearest upsampling commute, so that the coarse half of the
+    work is done on a quarter of the positions, and nothing is concatenated.
+
+    Args:
+        conv: 1x1, of the concatenation, coarse channels first.
+        act: what follows.
+        coarse_channels: of the coarse map.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module, coarse_channels: int) -> None:
+        super().__init__()
+        out_channels, fine_channels = conv.out_channels, conv.in_channels
+        fine_channels -= coarse_channels
+        self.coarse = nn.Conv2d(coarse_channels, out_channels, 1, bias=False)
+        self.fine = nn.Conv2d(fine_channels, out_channels, 1)
+        self.act = act
+        coarse, fine = conv.weight.detach().split((coarse_channels, fine_channels), 1)
+        self.coarse.weight = nn.Parameter(coarse.clone())
+        self.fine.weight = nn.Parameter(fine.clone())
+        self.fine.bias = conv.bias
+
+    def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:
+        """Coarse `(N, C, h, w)` and fine `(N, C', H, W)` to `(N, out, H, W)`."""
+        coarse, fine = maps
+        upsampled = F.interpolate(self.coarse(coarse), fine.shape[-2:])  # nearest
+        return self.act(self.fine(fine) + upsampled)
+
+
 class RepNCSPELAN(nn.Module):
     """ELAN block: both halves and two successive CSP branches, concatenated.
 
@@ -199,12 +233,46 @@ class RepNCSPELAN(nn.Module):
             ConvNorm(out_channels, out_channels, 3, activation=nn.SiLU),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
-        first, second = self.cv1(x).chunk(2, 1)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`.
+
+        After `split_projection` for a coarse map, `x` is that and a fine one.
+        """
+        if isinstance(self.cv1, nn.ModuleList):
+            first, second = (half(x) for half in self.cv1)
+        else:
+            first, second = self.cv1(x).chunk(2, 1)
         branch1 = self.cv2(second)
         branch2 = self.cv3(branch1)
         return self.cv4(torch.cat((first, second, branch1, branch2), 1))
+
+    def split_projection(self, coarse_channels: int = 0) -> None:
+        """Split the first projection, in place; the same numbers, training is over.
+
+        Each half of its outputs comes from a convolution of its own: runtimes that
+        keep channels in blocks do not have to cut them.
+
+        Args:
+            coarse_channels: 0, or how many of the channels that come in are of a map
+                that was enlarged. The block then takes it as it was before, and the
+                other map, as a pair.
+        """
+        if isinstance(self.cv1, nn.ModuleList):
+            return
+        conv, act = self.cv1.conv, self.cv1.act
+        halves = []
+        for weight, bias in zip(
+            conv.weight.detach().chunk(2), conv.bias.detach().chunk(2), strict=True
+        ):
+            half = nn.Conv2d(conv.in_channels, len(weight), 1)
+            half.weight = nn.Parameter(weight.clone())
+            half.bias = nn.Parameter(bias.clone())
+            halves.append(
+                UpsampledProjection(half, act, coarse_channels)
+                if coarse_channels
+                else nn.Sequential(OrderedDict(conv=half, act=act))
+            )
+        self.cv1 = nn.ModuleList(halves)
 
 
 class SCDown(nn.Module):

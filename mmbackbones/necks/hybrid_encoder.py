@@ -129,6 +129,7 @@ class HybridEncoder(BaseModule):
         self.fpn_blocks = nn.ModuleList(self._fusion_block() for _ in steps)
         self.downsample_convs = nn.ModuleList(self._downsample() for _ in steps)
         self.pan_blocks = nn.ModuleList(self._fusion_block() for _ in steps)
+        self._upsamples_late = False
 
     @staticmethod
     def _check(
@@ -201,8 +202,11 @@ class HybridEncoder(BaseModule):
             maps[-2::-1], self.lateral_convs, self.fpn_blocks, strict=True
         ):
             inner.append(lateral(x))
-            upsampled = F.interpolate(inner[-1], low.shape[-2:])  # nearest
-            x = block(self._join(upsampled, low))
+            if self._upsamples_late:
+                x = block((inner[-1], low))
+            else:
+                upsampled = F.interpolate(inner[-1], low.shape[-2:])  # nearest
+                x = block(self._join(upsampled, low))
 
         # And up again.
         outs = [x]
@@ -219,3 +223,15 @@ class HybridEncoder(BaseModule):
         """
         self.eval()
         switch_to_deploy(self)
+
+    def upsample_late(self) -> None:
+        """Enlarge maps after the projections that follow, in place, where they do.
+
+        The same numbers, but training is over; for a deployed encoder.
+        """
+        blocks = self.fpn_blocks
+        concatenates = type(self)._join is HybridEncoder._join
+        if concatenates and all(isinstance(b, RepNCSPELAN) for b in blocks):
+            for block in blocks:
+                block.split_projection(self.hidden_dim)
+            self._upsamples_late = True
