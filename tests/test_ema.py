@@ -92,6 +92,24 @@ def test_follows_a_module_whose_tensors_were_replaced() -> None:
     torch.testing.assert_close(ema.module.norm.running_mean, torch.full((3,), 0.5))
 
 
+def test_follows_a_module_whose_memory_layout_changed() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 2), nn.Conv2d(4, 5, 2))
+    ema = RampEMA(net, momentum=0.5, warmup_iters=0)
+    ema.update_parameters(net)
+    net.to(memory_format=torch.channels_last)
+    assert net[0].weight.stride() != ema.module[0].weight.stride()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    halfway = deepcopy(ema.module)
+    ema.update_parameters(net)
+    for old, new, source in zip(
+        halfway.parameters(), ema.module.parameters(), net.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, (old + source) / 2)
+
+
 def test_unwraps_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MASTER_ADDR', 'localhost')
     monkeypatch.setenv('MASTER_PORT', '29541')

@@ -23,7 +23,7 @@ def small_config(folder: Path) -> Path:
     cfg = Config.fromfile(ROOT / 'configs/dfine_demo.py')
     full = Config.fromfile(ROOT / 'configs/dfine_hgnetv2_b0_coco.py')
     weak = cfg.train_dataloader.dataset.pipeline
-    strong = full.train_dataloader.dataset.pipeline[2:5]
+    strong = full.plain_train_pipeline[2:5]
     cfg.train_dataloader.dataset.pipeline = [*weak[:2], *strong, *weak[2:]]
     cfg.train_dataloader.update(batch_size=4, num_workers=2)
     cfg.default_hooks.stage_switch.update(pipeline=weak, num_final_epochs=1)

@@ -50,9 +50,11 @@ def test_equals_clipping_before_the_step() -> None:
 def test_a_step_that_was_not_clipped_is_not_scaled() -> None:
     """What remains of a clipped step is gone in the next one."""
     ours, theirs = net(), net()
-    optimizer = AdamW(ours.parameters(), lr=0.1, fused=True)
-    wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=0.5))
+    wrapper = OptimWrapper(
+        AdamW(ours.parameters(), lr=0.1, fused=True), clip_grad=dict(max_norm=0.5)
+    )
     fuse_clipping(wrapper)
+    optimizer = wrapper.optimizer
     steps(wrapper, ours, [3.0])
     theirs.load_state_dict(ours.state_dict())
     reference = AdamW(theirs.parameters(), lr=0.1, fused=True)

@@ -5,6 +5,7 @@ does what is computed from them; what `.cpu()` returns is the host's.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 import mmbackbones.detectors  # noqa: F401
 from mmbackbones.engine.ema import RampEMA
+from mmbackbones.engine.nan_guard import NanGuardHook
 from mmbackbones.engine.param_groups import ParamGroupConstructor
 from mmbackbones.engine.step_scalars import StepScalarsHook
 
@@ -33,6 +35,7 @@ READS = {
     'unique_consecutive',
     'unique_dim',
 }
+CLIP = dict(max_norm=0.1, norm_type=2)
 
 
 class HostReads(TorchDispatchMode):
@@ -130,34 +133,49 @@ def test_reads_of_the_host_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> N
     assert reads.names == ['cpu']
 
 
-@pytest.mark.parametrize('sizes', [(2, 1), (0, 3), (0, 0)])
+@pytest.mark.parametrize(
+    ('sizes', 'clip'),
+    [((2, 1), CLIP), ((0, 3), CLIP), ((0, 0), CLIP), ((2, 1), None)],
+)
 def test_a_training_step_reads_three_times(
     detector: nn.Module,
     hub: MessageHub,
     sizes: tuple[int, ...],
+    clip: dict | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The costs of the matching, the norm of the gradient, and all that is logged."""
+    """The costs of the matching, the norm of the gradient, and all that is logged.
+
+    With the hooks that see every step, as the runner calls them.
+    """
     optim_wrapper = build_optim_wrapper(
         detector,
         dict(
             type='OptimWrapper',
             constructor=ParamGroupConstructor,
             optimizer=dict(type='AdamW', lr=1e-4, fused=True),
-            clip_grad=dict(max_norm=0.1, norm_type=2),
+            clip_grad=clip,
             paramwise_cfg=dict(groups=[]),
         ),
     )
-    ema = RampEMA(detector)
+    runner = SimpleNamespace(
+        model=detector, optim_wrapper=optim_wrapper, message_hub=hub, iter=0
+    )
+    ema, guard = RampEMA(detector), NanGuardHook()
+    guard.before_train(runner)
+    hooks = (StepScalarsHook(), guard)
     box = [4, 4, 30, 40]
     samples = [data_sample([box] * size, [0] * size) for size in sizes]
     images = [torch.randint(256, (3, 64, 64)).byte() for _ in sizes]
 
     def step() -> None:
         data = dict(inputs=images, data_samples=[sample.clone() for sample in samples])
+        for hook in hooks:
+            hook.before_train_iter(runner, 0, data)
         outputs = detector.train_step(data, optim_wrapper)
+        for hook in hooks:
+            hook.after_train_iter(runner, 0, data, outputs)
         ema.update_parameters(detector)
-        StepScalarsHook().after_train_iter(_Runner(hub), 0, data, outputs)
 
     step()
     on_device = [*detector.state_dict().values(), *images]
@@ -169,6 +187,7 @@ def test_a_training_step_reads_three_times(
     assert reads.names.count('cpu') == 2
     logged = {name for name in hub.log_scalars if name.startswith('train/loss')}
     assert {'train/loss', 'train/loss_vfl', 'train/loss_giou_aux_0'} <= logged
+    assert ('train/grad_norm' in hub.log_scalars) is (clip is not None)
 
 
 def test_the_backward_pass_reads_nothing(detector: nn.Module) -> None:
@@ -184,8 +203,3 @@ def test_the_backward_pass_reads_nothing(detector: nn.Module) -> None:
     sample = data_sample([[4, 4, 30, 40]] * 3, [0] * 3)
     losses = detector.loss(torch.rand(1, 3, 64, 64), [sample])
     assert not operators(sum(losses.values())) & {'item', *READS}
-
-
-class _Runner:
-    def __init__(self, hub: MessageHub) -> None:
-        self.message_hub = hub

@@ -25,6 +25,7 @@ from mmengine.logging import print_log
 
 from mmbackbones.data.coco_json import category_table, name_some, read_coco_json
 from mmbackbones.data.det_transforms import LoadImage
+from mmbackbones.data.fast_transforms import check_windows
 from mmbackbones.data.mosaic import give_data_set
 from mmbackbones.data.read_faults import ReplacesUnreadable
 from mmbackbones.registry import DATASETS
@@ -113,6 +114,7 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
             if type(step) is LoadImageFromFile and vars(step) == default:
                 pipeline.transforms[i] = LoadImage()
         give_data_set(pipeline.transforms, self)
+        check_windows(pipeline.transforms)
         self._pipeline = pipeline
 
     def load_data_list(self) -> list[dict]:

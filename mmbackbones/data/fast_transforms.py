@@ -14,6 +14,7 @@ same seed boxes are equal, and pixels differ as their filters do.
 """
 
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -42,6 +43,7 @@ __all__ = [
     'WindowIoUCrop',
     'WindowResize',
     'WindowZoomOut',
+    'check_windows',
 ]
 
 _JPEG_END = b'\xff\xd9'
@@ -202,3 +204,29 @@ class PackPlanes(PackDetInputs):
         cv2.split(image, list(planes))
         packed = super().transform(results)
         return dict(inputs=torch.from_numpy(planes), **packed)
+
+
+def check_windows(steps: Sequence[Callable]) -> None:
+    """See that what moves a window is followed by what resamples through it.
+
+    Transforms of mmdet in between would find no image, and pass over that in silence.
+
+    Args:
+        steps: transforms of a pipeline; those nested in others are left alone.
+
+    Raises:
+        ValueError: one is not.
+    """
+    movers = (WindowDistort, WindowZoomOut, WindowIoUCrop, WindowFlip)
+    mover = None
+    for step in steps:
+        if isinstance(step, WindowResize):
+            mover = None
+        elif isinstance(step, movers):
+            mover = type(step)
+    if mover:
+        raise ValueError(
+            f'{mover.__name__} only moves a window over the image, and no WindowResize '
+            'follows in the pipeline; put one in the place of Resize, or take the '
+            f'plain step ({mover.__base__.__name__}) instead'
+        )

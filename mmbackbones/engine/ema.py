@@ -10,6 +10,7 @@ Departs from the source:
 """
 
 import math
+from itertools import islice, takewhile
 
 import torch
 from mmengine.hooks import EMAHook
@@ -78,7 +79,7 @@ class RampEMA(BaseAveragedModel):
         self.steps += 1
         # `steps` stays on the CPU: reading it does not wait for the device.
         weight = self.momentum_at(self.steps.item())
-        torch._foreach_lerp_(
+        _move(
             [table[name] for table, name in self._averaged],
             [table[name] for table, name in self._source],
             weight,
@@ -113,8 +114,42 @@ class RampEMAHook(EMAHook):
             self.ema_model.module.load_state_dict(self.src_model.state_dict())
 
 
+def _move(averages: list[Tensor], sources: list[Tensor], weight: float) -> None:
+    """`average += weight * (source - average)`, in place; kernels of maps first.
+
+    On the CPU that is a step of gradient ascent along the sources with weight decay
+    1, of which torch has one operator for a list: a fifth faster where most tensors
+    are small. It walks the memory, so both sides must lie in it alike; what can be
+    laid out in several ways (channels last) are kernels with four dimensions.
+    """
+    num_kernels = sum(1 for _ in takewhile(lambda x: x.ndim > 3, averages))
+    pairs = zip(averages, sources, strict=True)
+    if all(
+        average.is_cpu
+        and average.stride() == source.stride()
+        and average.dtype == source.dtype
+        for average, source in islice(pairs, max(num_kernels, 1))
+    ):
+        torch._fused_sgd_(
+            averages,
+            sources,
+            [],
+            lr=weight,
+            weight_decay=1.0,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+            is_first_step=False,
+        )
+    else:
+        torch._foreach_lerp_(averages, sources, weight)
+
+
 def _floating_slots(module: nn.Module) -> list[_Slot]:
     """Where the floating entries of the state dict hang, each tensor once.
+
+    Those of four dimensions or more come first.
 
     The tables are kept rather than the tensors: moving or re-loading a module may
     put another tensor in a slot.
@@ -132,4 +167,4 @@ def _floating_slots(module: nn.Module) -> list[_Slot]:
                 ):
                     seen.add(id(tensor))
                     slots.append((table, name))
-    return slots
+    return sorted(slots, key=lambda slot: slot[0][slot[1]].ndim < 4)

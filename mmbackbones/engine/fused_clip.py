@@ -13,7 +13,11 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from mmbackbones.engine.listed_adamw import list_tensors
+
 __all__ = ['FusedClip', 'fuse_clipping']
+
+_SHORT = 4096  # elements
 
 
 class FusedClip:
@@ -32,10 +36,20 @@ class FusedClip:
         self, parameters: Sequence[nn.Parameter], max_norm: float, **_: float
     ) -> Tensor:
         """The norm before clipping; reads nothing from the device."""
-        norms = torch._foreach_norm([parameter.grad for parameter in parameters])
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = _total_norm([parameter.grad for parameter in parameters])
         self._optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1)
         return norm
+
+
+def _total_norm(grads: list[Tensor]) -> Tensor:
+    """2-norm of all; short vectors, most of a model's tensors, are joined first."""
+    short, rest = [], []
+    for grad in grads:
+        is_short = grad.ndim == 1 and len(grad) <= _SHORT
+        (short if is_short else rest).append(grad)
+    if short:
+        rest.append(torch.cat(short))
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(rest)))
 
 
 def _forget_scale(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -45,11 +59,12 @@ def _forget_scale(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
 
 
 def fuse_clipping(wrapper: OptimWrapper) -> None:
-    """Let a wrapper clip so, where that is the same.
+    """Let a wrapper clip and step so, where that is the same; before any step.
 
     In full precision with a fused Adam or AdamW, clipped by the 2-norm. A loss scaler
-    needs the scale for itself.
+    needs the scale for itself. A fused AdamW becomes a `ListedAdamW` in any case.
     """
+    wrapper.optimizer = list_tensors(wrapper.optimizer)
     optimizer, options = wrapper.optimizer, wrapper.clip_grad_kwargs or {}
     if (
         type(wrapper) is OptimWrapper

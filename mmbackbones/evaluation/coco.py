@@ -130,6 +130,8 @@ class FastCocoMetric(CocoMetric):
         if self.format_only:
             return {}
         image_ids = self._check_images(predictions, logger)
+        for detection in detections:
+            detection['segmentation'] = None  # `loadRes` would draw its box as one
         evaluation = COCOeval_faster(
             self._coco_api,
             self._coco_api.loadRes(detections),
@@ -177,6 +179,8 @@ class FastCocoMetric(CocoMetric):
     ) -> list[dict]:
         """COCO's list of results; boxes xywh in pixels."""
         detections, num_broken = [], 0
+        ids = np.array(category_ids, np.int64)
+        listed = np.array([i in self._coco_api.cats for i in category_ids], bool)
         for prediction in predictions:
             boxes = prediction['bboxes'].astype(np.float64)
             boxes[:, 2:] -= boxes[:, :2]
@@ -188,13 +192,16 @@ class FastCocoMetric(CocoMetric):
                 )
             finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
             num_broken += int((~finite).sum())
-            ids = [category_ids[label] for label in labels.tolist()]
+            keep = finite & listed[labels]
+            image_id = prediction['img_id']
             detections += [
-                dict(image_id=prediction['img_id'], category_id=i, bbox=box, score=s)
-                for box, s, i, ok in zip(
-                    boxes.tolist(), scores.tolist(), ids, finite, strict=True
+                {'image_id': image_id, 'category_id': i, 'bbox': box, 'score': score}
+                for i, box, score in zip(
+                    ids[labels[keep]].tolist(),
+                    boxes[keep].tolist(),
+                    scores[keep].tolist(),
+                    strict=True,
                 )
-                if ok and i in self._coco_api.cats
             ]
         if num_broken:
             logger.warning(
