@@ -24,8 +24,8 @@ import torch
 from official_dfine import build_pair
 from torch import nn
 
+from mmbackbones.export.description import describe
 from mmbackbones.export.graph import build_graph
-from mmbackbones.export.metadata import describe
 from mmbackbones.export.onnx_file import save_onnx
 from mmbackbones.export.programs import export_program
 from mmbackbones.layers.fold import fold_for_inference, pad_channels

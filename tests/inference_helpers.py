@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmbackbones.apis.inferencer import Inferencer, find_config
-from mmbackbones.inference.backends import ExportedBackend
+from mmbackbones.inference.exported import ExportedBackend
 from mmbackbones.inference.metadata import ExportInfo
 
 MIN_SIDE = 8  # pixels of the network's input, below which the stub sees nothing

@@ -17,12 +17,12 @@ from torch import nn
 
 import mmbackbones.detectors  # noqa: F401
 from mmbackbones.export.comparison import Comparison, compare_outputs
+from mmbackbones.export.description import describe
 from mmbackbones.export.files import open_file, write_file
 from mmbackbones.export.graph import BackboneGraph, build_graph
-from mmbackbones.export.metadata import describe
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.runners import GraphRunner
-from mmbackbones.inference.backends import ExportedBackend
+from mmbackbones.inference.exported import ExportedBackend
 from mmbackbones.inference.metadata import ExportInfo
 from mmbackbones.inference.runtimes import open_exported
 from mmbackbones.layers.fold import fold_for_inference, pad_channels

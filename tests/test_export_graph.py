@@ -11,10 +11,10 @@ from test_segmentation import BACKBONES
 from test_segmentation import build as build_segmentor
 
 import mmbackbones.detectors  # noqa: F401
+from mmbackbones.export.description import describe, resize_mode
 from mmbackbones.export.graph import Normalise, SegmentorGraph, build_graph
-from mmbackbones.export.metadata import describe, metadata_json, resize_mode
 from mmbackbones.export.programs import export_program
-from mmbackbones.inference.metadata import parse_metadata
+from mmbackbones.inference.metadata import metadata_json, parse_metadata
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 

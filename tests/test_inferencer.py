@@ -13,8 +13,10 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from test_sources import write_video
 
+from mmbackbones.apis.detection import build_detector
 from mmbackbones.apis.inferencer import Inferencer, find_config
 from mmbackbones.data.synthetic import draw_detection_set
+from mmbackbones.inference.backends import TorchBackend
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,6 +126,59 @@ def test_a_video(tmp_path: Path, model: Inferencer) -> None:
     assert results[4].plot().shape == (24, 32, 3)
 
 
+def test_folding_changes_nothing_but_rounding(folder: Path, model: Inferencer) -> None:
+    cfg, checkpoint = toy_detector(folder)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    plain = Inferencer.__new__(Inferencer)
+    unfolded = build_detector(cfg, checkpoint, 'cpu')
+    plain.backend = TorchBackend(unfolded, pipeline, model.info)
+
+    def num_norms(module: torch.nn.Module) -> int:
+        return sum(isinstance(m, torch.nn.BatchNorm2d) for m in module.modules())
+
+    assert num_norms(unfolded) > 10 and num_norms(model.backend.model) == 0
+    for one, other in zip(
+        plain.predict(folder / 'val', conf=0.0),
+        model.predict(folder / 'val', conf=0.0),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_a_list_of_everything(folder: Path, model: Inferencer) -> None:
+    """Files (turned by EXIF, grey, CMYK, 16 bits), arrays, Pillow images in RGBA."""
+    files = sorted((folder / 'val').iterdir())
+    array = np.full((40, 60, 3), 90, np.uint8)
+    mixed = [str(files[0]), array, files[1], array[..., 0], files[3]]
+    mixed += [np.dstack((array, array[..., 0])), Image.new('RGBA', (30, 20), 'red')]
+    results = model.predict(mixed, conf=0.0, batch_size=3)
+    assert [result.index for result in results] == list(range(7))
+    shapes = [result.shape_hw for result in results]
+    assert shapes[0] == (80, 50) and shapes[6] == (20, 30)
+    assert {shapes[i] for i in (1, 3, 5)} == {(40, 60)}
+    assert [result.path is None for result in results] == [0, 1, 0, 1, 0, 1, 1]
+    # Grey, and transparent, of one value are the same picture.
+    for i in (3, 5):
+        np.testing.assert_allclose(results[1].scores, results[i].scores, atol=1e-5)
+
+
+def test_no_detections_have_every_form(folder: Path, model: Inferencer) -> None:
+    (result,) = model.predict(folder / 'val' / '000004.jpg', conf=1.0)
+    assert len(result) == 0 and result.names == []
+    assert result.to_coco() == [] and result.to_yolo() == ''
+    assert result.to_labelme()['shapes'] == []
+    assert (result.plot() == result.image).all()
+    pytest.importorskip('pandas', reason='pandas is not installed')
+    assert len(result.to_dataframe()) == 0
+    pytest.importorskip('supervision', reason='supervision is not installed')
+    assert len(result.to_supervision()) == 0
+
+
+def test_an_empty_folder(tmp_path: Path, model: Inferencer) -> None:
+    with pytest.raises(ValueError, match='no images in'):
+        model.predict(tmp_path)
+
+
 def test_half_precision_stays_close(folder: Path, model: Inferencer) -> None:
     path = folder / 'val' / '000005.jpg'
     (full,) = model.predict(path, conf=0.0)
@@ -198,6 +253,7 @@ def test_a_segmentor_keeps_chosen_classes() -> None:
         (('dfine_hgnet_b4_coco', 'x.pth'), 'similar ones are dfine_hgnetv2_b4_coco'),
         (('none.py', 'x.pth'), "config file 'none.py' does not exist"),
         (('dfine_demo',), 'a config needs weights'),
+        (('model.tflite',), "'model.tflite' is no config file .*no exported file"),
         (('none.onnx', 'x.pth'), "leave out 'x.pth'"),
         (('none.onnx',), "model file 'none.onnx' does not exist"),
         (('dfine_demo', 'x.pth', None, 'tflite'), "backend is 'tflite'; choose"),

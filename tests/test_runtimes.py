@@ -1,6 +1,7 @@
 """Exported files, run by what is installed."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from inference_helpers import export_info
 from PIL import Image
 
 from mmbackbones.apis.inferencer import Inferencer
-from mmbackbones.inference.backends import resize_as_stated
-from mmbackbones.inference.metadata import KEY, parse_metadata
+from mmbackbones.inference.exported import resize_as_stated
+from mmbackbones.inference.metadata import KEY, Slide, parse_metadata
+from mmbackbones.inference.runtimes import _check_input
 
 HW = (32, 64)
 # Width 100, height 40: one colour, so that resizing changes nothing.
@@ -126,12 +128,48 @@ def test_files_of_others(tmp_path: Path) -> None:
         Inferencer(tmp_path / 'broken.onnx')
 
 
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+@pytest.mark.export
+def test_files_that_do_not_take_what_they_say(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend, reason=f'{backend} is not installed')
+    text = json.dumps(asdict(export_info(input_size_hw=(32, 32))))
+    path = write_onnx(tmp_path / 'other_size.onnx', text=text)
+    with pytest.raises(
+        ValueError, match=r'\(any, 3, 32, 64\), but .* \(any, 3, 32, 32'
+    ):
+        Inferencer(path, backend=backend)
+
+
+@pytest.mark.parametrize('shape', [(None, 3, 32), (None, 1, 32, 64), ()])
+def test_a_wrong_rank_shows_when_the_file_is_opened(shape: tuple) -> None:
+    with pytest.raises(ValueError, match='export the model anew'):
+        _check_input(shape, export_info(input_size_hw=HW), 'x.onnx')
+    _check_input((None, 3, None, None), export_info(input_size_hw=HW), 'x.onnx')
+
+
+def test_programs_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / 'broken.pt2').write_bytes(b'no program')
+    with pytest.raises(ValueError, match=r"PyTorch refuses .*broken.pt2'"):
+        Inferencer(tmp_path / 'broken.pt2')
+
+
+def test_missing_runtimes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'toy.onnx').write_bytes(b'x')
+    for package in ('onnxruntime', 'openvino'):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ValueError, match=f'pip install {package}'):
+            Inferencer(tmp_path / 'toy.onnx', backend=package)
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         (None, 'has no metadata'),
         ('{', 'cannot be used: JSONDecodeError'),
         ('{}', "cannot be used: KeyError 'task'"),
+        (metadata(task='backbone'), 'bare backbone, which predicts nothing'),
         (metadata(task='depth'), "task is 'depth'; known are"),
         (metadata(resize='crop'), "resize is 'crop'; known are"),
         (metadata().replace('[32, 64]', '[32]'), 'ValueError not enough values'),
@@ -144,6 +182,9 @@ def test_metadata_that_cannot_be_used(text: str | None, message: str) -> None:
 
 def test_metadata_there_and_back() -> None:
     info = export_info(category_ids=(3, 5), palette=((1, 2, 3), (4, 5, 6)))
+    assert parse_metadata(json.dumps(asdict(info)), 'x.onnx') == info
+    slide = Slide(stride_hw=(20, 30), scale_wh=None, align_corners=True)
+    info = export_info(task='segmentation', resize='keep_ratio', slide=slide)
     assert parse_metadata(json.dumps(asdict(info)), 'x.onnx') == info
     nulls = json.dumps({**asdict(info), 'category_ids': None, 'palette': None})
     assert parse_metadata(nulls, 'x.onnx').category_ids == (0, 1)
@@ -174,7 +215,7 @@ def test_tensorrt_says_what_is_missing(
     with pytest.raises(ValueError, match=r"lacks .*toy.json', its metadata"):
         Inferencer(tmp_path / 'toy.engine')
     (tmp_path / 'toy.json').write_text(metadata())
-    monkeypatch.setitem(__import__('sys').modules, 'tensorrt', None)
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)
     with pytest.raises(ValueError, match='pip install tensorrt'):
         Inferencer(tmp_path / 'toy.engine')
 

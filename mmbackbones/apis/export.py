@@ -1,19 +1,24 @@
 """From a config and a checkpoint to a file for another runtime, and a report on it."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.logging import print_log
 from torch import nn
 
 from mmbackbones.apis.config import is_segmentor, prepare
 from mmbackbones.apis.detection import build_detector
+from mmbackbones.export.description import (
+    describe,
+    published_licence,
+    resize_mode,
+    slide_of,
+)
 from mmbackbones.export.files import SUFFIXES, open_file, write_file
 from mmbackbones.export.graph import BackboneGraph, build_graph
-from mmbackbones.export.metadata import describe, published_licence, resize_mode
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.report import (
     Report,
@@ -24,13 +29,16 @@ from mmbackbones.export.report import (
     measure_latency,
 )
 from mmbackbones.export.runners import GraphRunner
+from mmbackbones.export.windows import WindowGraph
 from mmbackbones.inference.backends import TorchBackend
-from mmbackbones.inference.metadata import ExportInfo, ModelInfo
+from mmbackbones.inference.metadata import ExportInfo, ModelInfo, Slide
 from mmbackbones.inference.sources import find_images
 from mmbackbones.layers.fold import fold_for_inference, pad_channels
 
 __all__ = ['ExportOptions', 'default_size', 'export_model']
 
+_COARSEST_STRIDE = 32  # of a detector's maps, which are enlarged twofold each
+_OTHER_BATCH = 3  # images that a dynamic batch has to take beside one
 _TOLERANCES = {'fp32': 1e-3, 'fp16': 2e-2, 'int8': None}
 
 
@@ -108,11 +116,12 @@ def export_model(
         ValueError: options that do not go together, a missing package, or a model
             that cannot be exported.
     """
-    _check(options)
+    _check(cfg, options)
     model = _build(cfg, checkpoint, options.evaluate)
     size_hw = options.size_hw or default_size(cfg)
-    reference = _graph(model, options)
-    info = _describe(cfg, model, reference, size_hw, options)
+    slide = _slide(cfg, model, size_hw, options)
+    reference = _graph(model, slide, options)
+    info = _describe(cfg, model, reference, size_hw, slide, options)
     folder = Path(options.out).parent if options.out else Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(options.out or folder / Path(name).stem).with_suffix(
@@ -123,7 +132,7 @@ def export_model(
 
     folded = fold_for_inference(copy.deepcopy(model), channels_last=False)
     pad_channels(folded)
-    graph = _graph(folded, options)
+    graph = _graph(folded, slide, options)
     program = export_program(
         graph,
         size_hw=size_hw,
@@ -155,11 +164,24 @@ def export_model(
     return report
 
 
-def _check(options: ExportOptions) -> None:
+def _check(cfg: Config, options: ExportOptions) -> None:
     if options.format not in SUFFIXES:
         raise ValueError(
             f'format is {options.format!r}; choose from {", ".join(SUFFIXES)}'
         )
+    if options.precision not in _TOLERANCES:
+        raise ValueError(
+            f'precision is {options.precision!r}; choose from {", ".join(_TOLERANCES)}'
+        )
+    step = 1 if options.backbone or is_segmentor(cfg) else _COARSEST_STRIDE
+    if options.size_hw and any(side < 1 or side % step for side in options.size_hw):
+        raise ValueError(
+            f'size is {options.size_hw}; give height and width in pixels'
+            + (f', multiples of {step}' if step > 1 else '')
+        )
+    for name in ('batch_size', 'num_images'):
+        if getattr(options, name) < 1:
+            raise ValueError(f'{name} is {getattr(options, name)}; give 1 or more')
     if options.precision == 'int8' and options.format != 'openvino':
         raise ValueError(
             f'precision int8 is made by OpenVINO; format is {options.format!r}'
@@ -178,7 +200,7 @@ def _check(options: ExportOptions) -> None:
 
 
 def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
-    if evaluate or is_segmentor(cfg):  # a detector's checkpoint knows its classes
+    if evaluate:  # else no data set is needed: the checkpoint knows its classes
         prepare(cfg, training=False)
     if is_segmentor(cfg):
         from mmbackbones.apis.segmentation import build_segmentor
@@ -187,10 +209,18 @@ def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
     return build_detector(cfg, checkpoint, 'cpu')
 
 
-def _graph(model: nn.Module, options: ExportOptions) -> nn.Module:
+def _slide(
+    cfg: Config, model: nn.Module, size_hw: tuple[int, int], options: ExportOptions
+) -> Slide | None:
+    if options.backbone:
+        return None
+    return slide_of(model, cfg.test_dataloader.dataset.pipeline, size_hw)
+
+
+def _graph(model: nn.Module, slide: Slide | None, options: ExportOptions) -> nn.Module:
     if options.backbone:
         return BackboneGraph(model.backbone, model.data_preprocessor).eval()
-    return build_graph(model)
+    return build_graph(model) if slide is None else WindowGraph(model).eval()
 
 
 def _describe(
@@ -198,6 +228,7 @@ def _describe(
     model: nn.Module,
     graph: nn.Module,
     size_hw: tuple[int, int],
+    slide: Slide | None,
     options: ExportOptions,
 ) -> ExportInfo:
     return describe(
@@ -209,6 +240,7 @@ def _describe(
         licence=options.licence or published_licence(model.backbone),
         dataset_meta=None if options.backbone else model.dataset_meta,
         resize=resize_mode(cfg.test_dataloader.dataset.pipeline),
+        slide=slide,
     )
 
 
@@ -237,12 +269,11 @@ def _compare(
     report.runtime = exported.name
     if not paths:
         report.notes.append('compared on noise: give --images to compare on pictures')
-    batches = load_images(paths, info, batch_size)
     ours = GraphRunner(reference)
     first = next(load_images(paths, info, batch_size))
-    report.differences = compare_sides(ours, exported, batches, info)
-    if options.dynamic_batch:
-        _check_other_batch(exported, first)
+    report.differences = compare_sides(
+        ours, exported, _batches(paths, info, batch_size), info
+    )
     report.latency_ms = measure_latency(
         {'pytorch': ours, exported.name: exported}, first
     )
@@ -260,14 +291,10 @@ def _compare(
         }
 
 
-def _check_other_batch(exported: object, batch: np.ndarray) -> None:
-    """A dynamic batch has to be one: three images at once are what one is."""
-    one = exported.run(batch[:1])
-    three = exported.run(np.repeat(batch[:1], 3, axis=0))
-    for key, value in three.items():
-        if value.shape[0] != 3 or value.shape[1:] != one[key].shape[1:]:
-            raise ValueError(
-                f'{key} has shape {value.shape} for 3 images and {one[key].shape} for '
-                'one; the batch is not dynamic'
-            )
-    print_log('dynamic batch: 1 and 3 images run', logger='current')
+def _batches(
+    paths: list[str], info: ExportInfo, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Images as the file takes them; a dynamic batch takes three at once, too."""
+    yield from load_images(paths, info, batch_size)
+    if info.dynamic_batch:
+        yield from load_images(paths[:_OTHER_BATCH], info, _OTHER_BATCH)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from torch.export import ExportedProgram
 
-from mmbackbones.export.metadata import write_sidecar
 from mmbackbones.export.onnx_file import save_onnx
 from mmbackbones.export.openvino_file import save_openvino
 from mmbackbones.export.precision import quantise_openvino, to_half
@@ -19,8 +18,8 @@ from mmbackbones.export.runners import (
 )
 from mmbackbones.export.tensorrt_check import check_for_tensorrt
 from mmbackbones.export.triton import write_repository
-from mmbackbones.inference.backends import Session
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.exported import Session
+from mmbackbones.inference.metadata import ExportInfo, write_sidecar
 
 __all__ = ['SUFFIXES', 'open_file', 'write_file']
 

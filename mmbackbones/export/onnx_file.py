@@ -15,8 +15,7 @@ from types import ModuleType
 import torch
 from torch.export import ExportedProgram
 
-from mmbackbones.export.metadata import write_onnx_metadata
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.metadata import ExportInfo, write_onnx_metadata
 
 __all__ = ['OPSET', 'need', 'save_onnx']
 

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from mmbackbones.export.metadata import write_openvino_metadata
 from mmbackbones.export.onnx_file import need
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.metadata import ExportInfo, write_openvino_metadata
 
 __all__ = ['save_openvino']
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mmbackbones.export.metadata import write_openvino_metadata
 from mmbackbones.export.onnx_file import need
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.metadata import ExportInfo, write_openvino_metadata
 
 __all__ = ['LARGEST_HALF', 'fragile_nodes', 'quantise_openvino', 'to_half']
 

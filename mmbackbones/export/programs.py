@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mmbackbones.backbones.hgnetv2 import HGStem
-from mmbackbones.export.metadata import KEY, metadata_json
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.metadata import KEY, ExportInfo, metadata_json
 from mmbackbones.layers.conv import ConvBNAct
 from mmbackbones.layers.fold import Bound
 from mmbackbones.ops.grid_sample import grid_sample_by_gather

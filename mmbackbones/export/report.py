@@ -18,12 +18,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 
 from mmbackbones.export.comparison import Comparison, compare_outputs
-from mmbackbones.inference.backends import (
-    Backend,
-    ExportedBackend,
-    Session,
-    resize_as_stated,
-)
+from mmbackbones.inference.backends import Backend
+from mmbackbones.inference.exported import ExportedBackend, Session, prepare_image
 from mmbackbones.inference.metadata import ExportInfo
 from mmbackbones.inference.sources import read_image
 
@@ -106,10 +102,13 @@ def _difference_lines(found: Comparison) -> list[str]:
             f'({found.box:.2e} of the input) over {found.num_detections} detections',
             f'  {found.num_unmatched} detections on one side only',
         ]
-    elif found.features:
-        lines.append(f'  maps {found.features:.2e}, relative to their largest value')
     else:
-        lines.append(f'  {found.pixels:.4%} of the pixels have another label')
+        if found.features:
+            lines.append(
+                f'  maps {found.features:.2e}, relative to their largest value'
+            )
+        if not found.features or found.pixels:
+            lines.append(f'  {found.pixels:.4%} of the pixels have another label')
     return lines
 
 
@@ -132,9 +131,8 @@ def load_images(
         return
     for start in range(0, len(paths), batch_size):
         group = [paths[(start + i) % len(paths)] for i in range(batch_size)]
-        images = [resize_as_stated(read_image(path), info)[0] for path in group]
-        batch = np.stack(images)[..., ::-1].transpose(0, 3, 1, 2)
-        yield np.ascontiguousarray(batch, np.float32) / 255
+        # Of windows that slide the first one stands for the image.
+        yield np.stack([prepare_image(read_image(p), info).inputs[0] for p in group])
 
 
 def compare_sides(

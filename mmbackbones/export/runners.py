@@ -1,6 +1,6 @@
 """Exported files as callables, to be compared with the model they came from.
 
-Each has what `mmbackbones.inference.backends.Session` asks for.
+Each has what `mmbackbones.inference.exported.Session` asks for.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Runtimes of exported files: ONNX Runtime, OpenVINO, TensorRT.
+"""Runtimes of exported files: ONNX Runtime, OpenVINO, TensorRT, PyTorch's programs.
 
 Each is imported when a file for it is opened.
 """
@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmbackbones.inference.backends import ExportedBackend, Session
-from mmbackbones.inference.metadata import KEY, parse_metadata
+from mmbackbones.inference.exported import ExportedBackend, Session
+from mmbackbones.inference.metadata import (
+    KEY,
+    ExportInfo,
+    parse_metadata,
+    read_openvino_metadata,
+    read_sidecar,
+)
 
 __all__ = ['SUFFIXES', 'open_exported', 'runtime_of']
 
@@ -21,6 +27,7 @@ SUFFIXES = {
     'onnxruntime': ('.onnx',),
     'openvino': ('.xml', '.onnx'),
     'tensorrt': ('.engine', '.plan'),
+    'torch_export': ('.pt2',),
 }
 """Files that a runtime reads."""
 
@@ -70,7 +77,24 @@ def open_exported(path: str, runtime: str, device: str | None) -> ExportedBacken
     if not Path(path).is_file():
         raise ValueError(f'model file {path!r} does not exist')
     session, text = _OPENERS[runtime](path, device)
-    return ExportedBackend(session, parse_metadata(text, path))
+    info = parse_metadata(text, path)
+    _check_input(session.input_shape, info, path)
+    return ExportedBackend(session, info)
+
+
+def _check_input(shape: tuple[int | None, ...], info: ExportInfo, path: str) -> None:
+    """A file that was changed after its metadata were written says so at once."""
+    stated = (None, 3, *info.input_size_hw)
+    fits = len(shape) == 4 and all(
+        None in pair or pair[0] == pair[1] for pair in zip(shape, stated, strict=True)
+    )
+    if not fits:
+        taken = ', '.join('any' if side is None else str(side) for side in shape)
+        height, width = info.input_size_hw
+        raise ValueError(
+            f'{path!r} takes images of shape ({taken}), but its metadata say '
+            f'(any, 3, {height}, {width}); export the model anew'
+        )
 
 
 def _need(package: str) -> ModuleType:
@@ -108,7 +132,10 @@ class _OnnxRuntime:
         self._input = taken.name
         self._dtype = np.float16 if 'float16' in taken.type else np.float32
         self._outputs = [output.name for output in self.session.get_outputs()]
-        self.fixed_batch = taken.shape[0] if isinstance(taken.shape[0], int) else None
+        self.input_shape = tuple(
+            side if isinstance(side, int) else None for side in taken.shape
+        )
+        self.fixed_batch = self.input_shape[0] if taken.shape else None
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         feed = {self._input: images.astype(self._dtype, copy=False)}
@@ -141,8 +168,11 @@ class _OpenVino:
             ) from error
         taken = self._compiled.input(0)
         self._dtype = taken.get_element_type().to_dtype()
-        batch = taken.get_partial_shape()[0]
-        self.fixed_batch = batch.get_length() if batch.is_static else None
+        shape = taken.get_partial_shape()
+        self.input_shape = tuple(
+            side.get_length() if side.is_static else None for side in shape
+        )
+        self.fixed_batch = self.input_shape[0] if self.input_shape else None
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         found = self._compiled([images.astype(self._dtype, copy=False)])
@@ -151,10 +181,7 @@ class _OpenVino:
 
 def _open_openvino(path: str, device: str | None) -> tuple[Session, str | None]:
     session = _OpenVino(path, device)
-    for keys in ([KEY], ['framework', KEY]):  # the second: of an ONNX file
-        if session.model.has_rt_info(keys):
-            return session, session.model.get_rt_info(keys).astype(str)
-    return session, None
+    return session, read_openvino_metadata(session.model)
 
 
 class _TensorRt:
@@ -183,8 +210,9 @@ class _TensorRt:
         self._outputs = [name for name in names if name != self._input]
         types = {n: trt.nptype(engine.get_tensor_dtype(n)) for n in names}
         self._dtypes = {n: getattr(torch, np.dtype(t).name) for n, t in types.items()}
-        batch = self._engine.get_tensor_shape(self._input)[0]
-        self.fixed_batch = None if batch < 0 else batch
+        shape = self._engine.get_tensor_shape(self._input)
+        self.input_shape = tuple(None if side < 0 else side for side in shape)
+        self.fixed_batch = self.input_shape[0]
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         with torch.cuda.device(self._device):
@@ -206,14 +234,50 @@ class _TensorRt:
 
 
 def _open_tensorrt(path: str, device: str | None) -> tuple[Session, str | None]:
-    sidecar = Path(path).with_suffix('.json')
-    if not sidecar.is_file():
-        raise ValueError(
-            f'{path!r} lacks {str(sidecar)!r}, its metadata; keep them together'
+    text = read_sidecar(path)  # before the engine, which takes its time
+    return _TensorRt(path, device), text
+
+
+class _Program:
+    """A program of `torch.export`, on the device that it was written for."""
+
+    name = 'torch_export'
+
+    def __init__(self, path: str, device: str | None) -> None:
+        if device not in (None, 'cpu'):
+            raise ValueError(f'device is {device!r}; programs of .pt2 files run on cpu')
+        extra = {KEY: ''}
+        try:
+            program = torch.export.load(path, extra_files=extra)
+        except Exception as error:  # a zip file's, pickle's, or PyTorch's own
+            raise ValueError(f'PyTorch refuses {path!r}: {error}') from error
+        self.text = extra[KEY] or None
+        (name,) = program.graph_signature.user_inputs
+        (taken,) = (node for node in program.graph.nodes if node.name == name)
+        self.input_shape = tuple(
+            side if isinstance(side, int) else None for side in taken.meta['val'].shape
         )
-    return _TensorRt(path, device), sidecar.read_text()
+        self.fixed_batch = self.input_shape[0] if self.input_shape else None
+        self._names = parse_metadata(self.text, path).output_names
+        self._module = program.module()
+
+    @torch.no_grad()
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = self._module(torch.from_numpy(images))
+        return {
+            name: output.numpy()
+            for name, output in zip(self._names, outputs, strict=True)
+        }
+
+
+def _open_program(path: str, device: str | None) -> tuple[Session, str | None]:
+    session = _Program(path, device)
+    return session, session.text
 
 
 _OPENERS: dict[str, Callable[[str, str | None], Any]] = dict(
-    onnxruntime=_open_onnxruntime, openvino=_open_openvino, tensorrt=_open_tensorrt
+    onnxruntime=_open_onnxruntime,
+    openvino=_open_openvino,
+    tensorrt=_open_tensorrt,
+    torch_export=_open_program,
 )

@@ -1,0 +1,44 @@
+"""Options of an export that do not go together, said before anything is loaded."""
+
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmbackbones.apis.export import ExportOptions, default_size, export_model
+from mmbackbones.export.onnx_file import need
+
+DETECTOR = Config(dict(model=dict(type='DFINE', decoder=dict())))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(format='tflite'), "format is 'tflite'; choose from onnx, openvino"),
+        (dict(precision='int4'), "precision is 'int4'; choose from fp32, fp16, int8"),
+        (dict(precision='int8'), 'int8 is made by OpenVINO'),
+        (dict(format='torch_export', precision='fp16'), 'is written in fp32'),
+        (dict(precision='fp16'), 'is calibrated: give --images'),
+        (dict(format='executorch', dynamic_batch=True), 'takes a fixed batch'),
+        (dict(evaluate=True, backbone=True), 'predicts nothing'),
+        (dict(size_hw=(0, 64)), r'size is \(0, 64\)'),
+        (dict(size_hw=(640, 100)), r'size is \(640, 100\).* multiples of 32'),
+        (dict(batch_size=0), 'batch_size is 0'),
+        (dict(num_images=0, images='x'), 'num_images is 0'),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_model(DETECTOR, 'x.py', 'x.pth', ExportOptions(**options))
+
+
+def test_a_config_without_a_size_says_so() -> None:
+    cfg = dict(model=dict(), test_dataloader=dict(dataset=dict(pipeline=[])))
+    with pytest.raises(ValueError, match='give --size H W'):
+        default_size(Config(cfg))
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ValueError, match=r'needs openvino: pip install .*\[export\]'):
+        need('openvino', 'an OpenVINO file')
