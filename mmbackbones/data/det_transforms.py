@@ -23,7 +23,7 @@ from functools import partial
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
-from mmdet.structures.bbox import HorizontalBoxes, autocast_box_type
+from mmdet.structures.bbox import autocast_box_type
 from mmengine.fileio import get
 from PIL import Image, ImageOps
 
@@ -382,7 +382,7 @@ class DropSmallBoxes(BaseTransform):
     @autocast_box_type()
     def transform(self, results: dict) -> dict:
         """Reduce `gt_bboxes` and what is listed with them."""
-        boxes: HorizontalBoxes = results['gt_bboxes']
-        keep = (boxes.widths >= self.min_size) & (boxes.heights >= self.min_size)
-        _keep_boxes(results, keep.numpy())
+        boxes = results['gt_bboxes'].tensor.numpy()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        _keep_boxes(results, (sides >= self.min_size).all(1))
         return results

@@ -65,15 +65,13 @@ class Window:
         pixels = self.image[rows.first : rows.last, columns.first : columns.last]
         if self.colour and pixels.size:
             pixels = self.colour(pixels)
-        if inside:
-            pixels = _smooth(pixels, rows, columns, cv2.BORDER_REPLICATE)
-            pixels = _resize(pixels, width, height)
-        else:
-            pixels = _place(pixels, rows, columns)
-        flips = (self.x[0] > self.x[1], self.y[0] > self.y[1])
-        if any(flips):
+        flips = (columns.mirrored, rows.mirrored)
+        if any(flips) and pixels.size:
             pixels = cv2.flip(pixels, {(1, 0): 1, (0, 1): 0, (1, 1): -1}[flips])
-        return pixels
+        if not inside:
+            return _place(pixels, rows, columns)
+        pixels = _smooth(pixels, rows, columns, cv2.BORDER_REPLICATE)
+        return _resize(pixels, width, height)
 
 
 def _sub_range(edges: tuple[int, int], low: int, high: int) -> tuple[int, int]:
@@ -86,14 +84,15 @@ def _covers(available: int, edges: tuple[int, int]) -> bool:
 
 
 class _Axis:
-    """How one axis of a window is resampled, not mirrored.
+    """How one axis of a window is resampled.
 
     Attributes:
+        mirrored: whether pixels are to be turned round first.
         length: of the output.
         scale: length of a pixel of the image in the output.
         first: pixel of the image that is needed first.
         last: pixel after the last one.
-        start: where the first begins in the output.
+        start: where they begin in the output, once turned round.
     """
 
     def __init__(
@@ -110,7 +109,9 @@ class _Axis:
         margin = 1 + int(1 / self.scale) if with_margin else 0
         self.first = min(max(low - margin, 0), available)
         self.last = max(min(high + margin, available), self.first)
-        self.start = (self.first - low) * self.scale
+        self.mirrored = edges[0] > edges[1]
+        before = high - self.last if self.mirrored else self.first - low
+        self.start = before * self.scale
 
     @property
     def kernel(self) -> np.ndarray:
