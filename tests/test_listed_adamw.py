@@ -184,3 +184,19 @@ def test_a_wrapper_of_mmengine_is_taken_over() -> None:
 def test_variants_are_refused(option: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=option):
         ListedAdamW(net().parameters(), **{option: True})
+
+
+def test_gradients_are_gathered_for_one_step() -> None:
+    """Neither a second step nor one after `zero_grad` takes lists of the past."""
+    ours, theirs = pair()
+    for forget in (ours[1].step, ours[1].zero_grad):
+        for model, _ in (ours, theirs):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        ours[1].gather()
+        forget()
+        if forget == ours[1].step:
+            theirs[1].step()
+        train(*ours, range(2))
+        train(*theirs, range(2))
+        assert_same(ours, theirs)

@@ -7,13 +7,14 @@ Departs from the source:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from mmbackbones.engine.listed_adamw import list_tensors
+from mmbackbones.engine.listed_adamw import ListedAdamW, list_tensors
 
 __all__ = ['FusedClip', 'fuse_clipping']
 
@@ -34,9 +35,18 @@ class FusedClip:
     @torch.no_grad()
     def __call__(
         self, parameters: Sequence[nn.Parameter], max_norm: float, **_: float
-    ) -> Tensor:
-        """The norm before clipping; reads nothing from the device."""
-        norm = _total_norm([parameter.grad for parameter in parameters])
+    ) -> Tensor | None:
+        """The norm before clipping; reads nothing from the device.
+
+        A `ListedAdamW` lists the gradients itself, whatever `parameters` are.
+        """
+        if isinstance(self._optimizer, ListedAdamW):
+            grads = self._optimizer.gather()
+        else:
+            grads = [parameter.grad for parameter in parameters]
+        if not grads:
+            return None
+        norm = _total_norm(grads)
         self._optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1)
         return norm
 
@@ -75,3 +85,12 @@ def fuse_clipping(wrapper: OptimWrapper) -> None:
         and options.get('norm_type', 2) == 2
     ):
         wrapper.clip_func = FusedClip(optimizer)
+        if isinstance(optimizer, ListedAdamW):
+            wrapper._clip_grad = partial(_clip_listed, wrapper)
+
+
+def _clip_listed(wrapper: OptimWrapper) -> None:
+    """Clip as mmengine's `_clip_grad`, which looks at all parameters first."""
+    norm = wrapper.clip_func((), **wrapper.clip_grad_kwargs)
+    if norm is not None:
+        wrapper.message_hub.update_scalar(f'train/{wrapper.grad_name}', float(norm))

@@ -27,13 +27,17 @@ class _Lists:
     Attributes:
         parameters: those with a gradient.
         identities: of them, to tell whether the next step has the same.
-        entries: their state.
-        counters: of all of them, `(number of parameters,)`; the entries have views.
+        moments: their first moments.
+        squares: their second moments.
+        steps: their counters, views of `counters`.
+        counters: `(number of parameters,)`.
     """
 
     parameters: list[nn.Parameter]
     identities: list[int]
-    entries: list[dict[str, Tensor]]
+    moments: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
     counters: Tensor
 
 
@@ -54,11 +58,25 @@ class ListedAdamW(AdamW):
             if any(group[key] for group in self.param_groups):
                 raise ValueError(f'{key} is set; ListedAdamW has no such variant')
         self._lists: dict[int, _Lists] = {}  # by index of the group
+        self._gathered: list[tuple[list, list]] | None = None
 
     def __setstate__(self, state: dict) -> None:
         """Take the state of a checkpoint, a copy or a pickle."""
         super().__setstate__(state)
-        self._lists = {}
+        self._lists, self._gathered = {}, None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As any optimiser's."""
+        self._gathered = None
+        super().zero_grad(set_to_none)
+
+    def gather(self) -> list[Tensor]:
+        """All gradients; the next step takes them as they are now listed."""
+        self._gathered = []
+        for group in self.param_groups:
+            pairs = [(p, g) for p in group['params'] if (g := p.grad) is not None]
+            self._gathered.append(([p for p, _ in pairs], [g for _, g in pairs]))
+        return [grad for _, grads in self._gathered for grad in grads]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], object] | None = None) -> object:
@@ -74,11 +92,13 @@ class ListedAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            pairs = [(p, g) for p in group['params'] if (g := p.grad) is not None]
-            if pairs:
-                parameters, grads = map(list, zip(*pairs, strict=True))
-                self._update(group, self._lists_of(index, parameters), grads)
+        if self._gathered is None or closure is not None:
+            self.gather()
+        gathered, self._gathered = self._gathered, None
+        for index, (parameters, grads) in enumerate(gathered):
+            if parameters:
+                lists = self._lists_of(index, parameters)
+                self._update(self.param_groups[index], lists, grads)
         return loss
 
     def _lists_of(self, index: int, parameters: list[nn.Parameter]) -> _Lists:
@@ -89,7 +109,11 @@ class ListedAdamW(AdamW):
             counters = torch.stack([entry['step'] for entry in entries])
             for entry, counter in zip(entries, counters.unbind(), strict=True):
                 entry['step'] = counter
-            lists = _Lists(parameters, identities, entries, counters)
+            moments, squares, steps = (
+                [entry[key] for entry in entries]
+                for key in ('exp_avg', 'exp_avg_sq', 'step')
+            )
+            lists = _Lists(parameters, identities, moments, squares, steps, counters)
             self._lists[index] = lists
         return lists
 
@@ -112,10 +136,10 @@ class ListedAdamW(AdamW):
         torch._fused_adamw_(
             lists.parameters,
             grads,
-            [entry['exp_avg'] for entry in lists.entries],
-            [entry['exp_avg_sq'] for entry in lists.entries],
+            lists.moments,
+            lists.squares,
             [],
-            [entry['step'] for entry in lists.entries],
+            lists.steps,
             lr=group['lr'],
             beta1=group['betas'][0],
             beta2=group['betas'][1],
