@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_helpers import spread
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from test_segmentation import BACKBONES
@@ -170,7 +171,7 @@ def test_bare_backbones(tmp_path: Path, family: str) -> None:
 
 def test_half_precision_keeps_what_overflows(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = MODELS.build(BACKBONES['HGNetV2'][0]).eval()
+    model = spread(MODELS.build(BACKBONES['HGNetV2'][0]))
     with torch.no_grad():  # 1e6 between two convolutions
         model.stem.stem3.bn.weight.mul_(1e6)
         model.stem.stem4.conv.weight.mul_(1e-6)
@@ -188,7 +189,8 @@ def test_half_precision_keeps_what_overflows(tmp_path: Path) -> None:
 
 def test_integers_of_openvino(tmp_path: Path) -> None:
     pytest.importorskip('nncf')
-    model = MODELS.build(BACKBONES['HGNetV2'][0]).eval()
+    torch.manual_seed(0)
+    model = spread(MODELS.build(BACKBONES['HGNetV2'][0]))
     found, _, notes = export(
         model,
         tmp_path / 'm.xml',

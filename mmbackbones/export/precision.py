@@ -101,6 +101,7 @@ def _convert(model: Any, kept: dict[str, str]) -> Any:
     for value in graph.input:
         cast(value.name, half, f'{value.name}.half')
     renamed = {value.name: f'{value.name}.half' for value in graph.input}
+    singles: dict[str, str] = {}  # what would overflow on its way from kept to kept
     for node in graph.node:
         is_kept = node.name in kept
         for i, name in enumerate(node.input):
@@ -111,9 +112,11 @@ def _convert(model: Any, kept: dict[str, str]) -> Any:
                     _halve(onnx, constants[name])
                 continue
             now = renamed.get(name, name)
-            node.input[i] = (
-                cast(now, single, f'{node.name}.{i}.single') if is_kept else now
-            )
+            if is_kept and name in singles:
+                now = singles[name]
+            elif is_kept:
+                now = cast(now, single, f'{node.name}.{i}.single')
+            node.input[i] = now
         if node.op_type == 'Cast':
             for attribute in node.attribute:
                 if attribute.name == 'to' and attribute.i == single and not is_kept:
@@ -123,9 +126,10 @@ def _convert(model: Any, kept: dict[str, str]) -> Any:
             if name in outputs:
                 renamed[name] = node.output[i] = f'{name}.inside'
             if name in floating and is_kept:
+                singles[name] = node.output[i]
                 renamed[name] = cast(node.output[i], half, f'{name}.half')
     for name in sorted(outputs):
-        cast(renamed[name], single, name)
+        cast(singles.get(name, renamed[name]), single, name)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return model
@@ -171,16 +175,29 @@ def fragile_nodes(model: Any, images: list[np.ndarray], convert: Any) -> dict[st
             kept[node.name] = (
                 f'{node.op_type} reaches {peak:.3g}, over {LARGEST_HALF:g}'
             )
-    half = _tensors(convert(kept), images)
+    # What comes after a spoilt value shows only once that is mended.
+    while worse := _spoilt(model, single, _tensors(convert(kept), images), kept):
+        kept |= worse
+    return kept
+
+
+def _spoilt(
+    model: Any,
+    single: dict[str, np.ndarray],
+    half: dict[str, np.ndarray],
+    kept: dict[str, str],
+) -> dict[str, str]:
+    """Nodes whose outputs err much more than their inputs, beyond those kept."""
     errors = {name: _error(half[name], single[name]) for name in single if name in half}
+    found = {}
     for node in model.graph.node:
         before = max((errors.get(name, 0.0) for name in node.input), default=0.0)
         after = max((errors.get(name, 0.0) for name in node.output), default=0.0)
         if node.name not in kept and not after <= max(_COARSE, _WORSE * before):
-            kept[node.name] = (
+            found[node.name] = (
                 f'{node.op_type} errs by {after:.2g}, inputs by {before:.2g}'
             )
-    return kept
+    return found
 
 
 def _error(found: np.ndarray, wanted: np.ndarray) -> float:
