@@ -12,8 +12,15 @@ from torch import nn
 import mmbackbones.detectors  # noqa: F401
 from mmbackbones.backbones import HGNetV2
 from mmbackbones.layers import cpu_conv
-from mmbackbones.layers.cpu_conv import FusedConv2d, PairwiseMaxPool2x2, fuse_for_cpu
+from mmbackbones.layers.conv import SummedConv
+from mmbackbones.layers.cpu_conv import (
+    FusedConv2d,
+    FusedPool,
+    FusedSum,
+    fuse_for_cpu,
+)
 from mmbackbones.layers.fold import Bound, fold_for_inference
+from mmbackbones.layers.hg_stem import StemPool
 from mmbackbones.layers.reparam import ConvNorm
 
 needs_onednn = pytest.mark.skipif(
@@ -69,9 +76,29 @@ def test_elsewhere_it_is_the_plain_convolution() -> None:
             assert fused.float()(x).dtype == torch.bfloat16
 
 
-def test_pooling_of_neighbours() -> None:
-    x = torch.randn(2, 3, 7, 10)
-    assert torch.equal(PairwiseMaxPool2x2()(x), F.max_pool2d(x, 2, 1))
+@needs_onednn
+@pytest.mark.parametrize('act', ACTIVATIONS, ids=str)
+def test_sum_with_activation(act: nn.Module) -> None:
+    torch.manual_seed(0)
+    summed = SummedConv(nn.Conv2d(3, 4, 3, padding=1), act)
+    fused = FusedSum(summed)
+    assert list(fused.state_dict()) == list(summed.state_dict())
+    x, added = torch.randn(2, 3, 6, 9), torch.randn(2, 4, 6, 9)
+    with torch.no_grad():
+        wanted, found = summed(x, added), fused(x, added.clone())
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(fused(x, added), summed(x, added))  # with gradients
+
+
+@pytest.mark.parametrize('edge', [0.0, float('-inf'), 0.7])
+def test_pooling_of_neighbours(edge: float) -> None:
+    x = torch.randn(2, 3, 7, 10)  # negative values: the edge matters
+    padded = F.pad(x, (0, 1, 0, 1))
+    wanted = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=edge), 2, 1)
+    assert torch.equal(StemPool(edge)(x, padded), wanted)
+    assert torch.equal(FusedPool(edge)(x, padded), wanted)  # gradients are wanted
+    with torch.no_grad():
+        assert torch.equal(FusedPool(edge)(x, padded), wanted)
 
 
 @needs_onednn
@@ -84,7 +111,8 @@ def test_backbone_is_the_same_at_odd_sizes(arch: str | dict) -> None:
         wanted = model(x)
         found = fuse_for_cpu(model)(x)
     assert not any(type(module) is nn.Conv2d for module in model.modules())
-    assert isinstance(model.stem.pool, PairwiseMaxPool2x2)
+    assert isinstance(model.stem.pool, FusedPool)
+    assert isinstance(model.stem.stem3[1], FusedSum)
     for ours, theirs in zip(found, wanted, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 

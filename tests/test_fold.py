@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 import mmbackbones.detectors  # noqa: F401
 from mmbackbones.backbones import HGNetV2, Hiera
+from mmbackbones.layers.attention import DeformableAttention
 from mmbackbones.layers.conv import ConvBNAct, LearnableAffine
 from mmbackbones.layers.fold import Bound, fold_for_inference, pad_channels
 from mmbackbones.layers.hiera_block import LayerScale
 from mmbackbones.layers.norm import FrozenBatchNorm2d
 from mmbackbones.layers.reparam import RepNCSPELAN, UpsampledProjection
+from mmbackbones.layers.rtdetr_layer import ProjectedDeformableAttention
 
 FOLDED = (nn.BatchNorm2d, FrozenBatchNorm2d, LearnableAffine, LayerScale)
 
@@ -171,3 +173,18 @@ def test_a_block_alone_is_split_by_its_outputs() -> None:
         found = fold_for_inference(fold_for_inference(block))(x)
     assert len(block.cv1) == 2
     assert_close(found, wanted)
+
+
+@pytest.mark.parametrize('make', [DeformableAttention, ProjectedDeformableAttention])
+def test_offsets_fold(make: type[DeformableAttention]) -> None:
+    torch.manual_seed(0)
+    attention = make(8, 2, (3, 1))
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    queries, boxes = torch.randn(2, 5, 8), torch.rand(2, 5, 4)
+    channels = 8 if make is ProjectedDeformableAttention else 4
+    maps = [torch.randn(16 // channels, channels, size, 6) for size in (7, 4)]
+    with torch.no_grad():
+        wanted = attention(queries, boxes, maps)
+        found = fold_for_inference(fold_for_inference(attention))(queries, boxes, maps)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

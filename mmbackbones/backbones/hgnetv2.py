@@ -17,12 +17,12 @@ from functools import partial
 from itertools import accumulate, islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbackbones.backbones.base import BaseBackbone
 from mmbackbones.layers.conv import ConvBNAct
 from mmbackbones.layers.drop import DropPath, linear_drop_path_rates
+from mmbackbones.layers.hg_stem import HGStem
 from mmbackbones.layers.norm import FrozenBatchNorm2d
 from mmbackbones.registry import MODELS
 
@@ -169,39 +169,6 @@ class LightConvBNAct(nn.Module):
         return self.conv2(self.conv1(x))
 
 
-class HGStem(nn.Module):
-    """Stride 4 in two steps; between them 2x2 convolutions beside a 2x2 pooling."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        mid_channels: int,
-        out_channels: int,
-        conv: ConvFactory,
-        *,
-        pool_pad: float,
-    ) -> None:
-        super().__init__()
-        self.stem1 = conv(in_channels, mid_channels, 3, stride=2)
-        self.stem2a = conv(mid_channels, mid_channels // 2, 2)
-        self.stem2b = conv(mid_channels // 2, mid_channels, 2)
-        self.stem3 = conv(2 * mid_channels, mid_channels, 3, stride=2)
-        self.stem4 = conv(mid_channels, out_channels, 1)
-        self.pool_pad = pool_pad
-        self.pool = nn.MaxPool2d(kernel_size=2, stride=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, in, H, W)` to `(N, out, ceil(H / 4), ceil(W / 4))`."""
-        right_bottom = (0, 1, 0, 1)
-        x = self.stem1(x)
-        padded = F.pad(x, right_bottom)
-        convolved = self.stem2b(F.pad(self.stem2a(padded), right_bottom))
-        if self.pool_pad != 0:
-            padded = F.pad(x, right_bottom, value=self.pool_pad)
-        pooled = self.pool(padded)
-        return self.stem4(self.stem3(torch.cat((pooled, convolved), dim=1)))
-
-
 class HGBlock(nn.Module):
     """Layers in series; all their outputs and the input are squeezed into one map."""
 
@@ -321,10 +288,10 @@ class HGNetV2(BaseBackbone):
                 f'arch is {arch!r}; it is one of {list(self.arch_settings)} or a '
                 f'mapping with the fields of HGNetV2Config'
             )
-        pool_pads = {'zero': 0.0, 'inf': float('-inf')}
-        if stem_pool_pad not in pool_pads:
+        pool_edges = {'zero': 0.0, 'inf': float('-inf')}
+        if stem_pool_pad not in pool_edges:
             raise ValueError(
-                f'stem_pool_pad is {stem_pool_pad!r}; it is one of {list(pool_pads)}'
+                f'stem_pool_pad is {stem_pool_pad!r}; it is one of {list(pool_edges)}'
             )
         super().__init__(
             in_channels=in_channels,
@@ -345,8 +312,8 @@ class HGNetV2(BaseBackbone):
             use_lab=spec.use_lab if use_lab is None else use_lab,
             norm=FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d,
         )
-        pool_pad = pool_pads[stem_pool_pad]
-        self.stem = HGStem(in_channels, *spec.stem_channels, conv, pool_pad=pool_pad)
+        pool_edge = pool_edges[stem_pool_pad]
+        self.stem = HGStem(in_channels, *spec.stem_channels, conv, pool_edge=pool_edge)
         depths = [s.num_blocks for s in spec.stages]
         rates = linear_drop_path_rates(drop_path_rate, depths)
         self.stages = nn.ModuleList(

@@ -29,6 +29,7 @@ _NAMES = (
     'mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l',
     'AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100',
 )  # fmt: skip
+_WRITTEN = ('image_id', 'category_id', 'bbox', 'score')
 _UNUSED = 'unused '  # how our data sets call labels that no category has
 
 
@@ -125,16 +126,14 @@ class FastCocoMetric(CocoMetric):
         detections = self._detections(predictions, category_ids, logger)
         if self.outfile_prefix is not None:
             path = f'{self.outfile_prefix}.bbox.json'
-            dump(detections, path)
+            dump([{key: d[key] for key in _WRITTEN} for d in detections], path)
             logger.info(f'{len(detections)} detections are in {osp.abspath(path)}')
         if self.format_only:
             return {}
         image_ids = self._check_images(predictions, logger)
-        for detection in detections:
-            detection['segmentation'] = None  # `loadRes` would draw its box as one
         evaluation = COCOeval_faster(
             self._coco_api,
-            self._coco_api.loadRes(detections),
+            self._index_detections(detections),
             'bbox',
             print_function=logger.debug,
         )
@@ -177,7 +176,7 @@ class FastCocoMetric(CocoMetric):
     def _detections(
         self, predictions: list[dict], category_ids: list[int], logger: MMLogger
     ) -> list[dict]:
-        """COCO's list of results; boxes xywh in pixels."""
+        """COCO's list of results, numbered from 1; boxes xywh in pixels."""
         detections, num_broken = [], 0
         ids = np.array(category_ids, np.int64)
         listed = np.array([i in self._coco_api.cats for i in category_ids], bool)
@@ -194,13 +193,26 @@ class FastCocoMetric(CocoMetric):
             num_broken += int((~finite).sum())
             keep = finite & listed[labels]
             image_id = prediction['img_id']
+            boxes = boxes[keep]
             detections += [
-                {'image_id': image_id, 'category_id': i, 'bbox': box, 'score': score}
-                for i, box, score in zip(
-                    ids[labels[keep]].tolist(),
-                    boxes[keep].tolist(),
-                    scores[keep].tolist(),
-                    strict=True,
+                {
+                    'image_id': image_id,
+                    'category_id': category_id,
+                    'bbox': box,
+                    'score': score,
+                    'area': area,
+                    'iscrowd': 0,
+                    'id': number,
+                }
+                for number, (category_id, box, area, score) in enumerate(
+                    zip(
+                        ids[labels[keep]].tolist(),
+                        boxes.tolist(),
+                        boxes[:, 2:].prod(1).tolist(),
+                        scores[keep].tolist(),
+                        strict=True,
+                    ),
+                    len(detections) + 1,
                 )
             ]
         if num_broken:
@@ -211,6 +223,13 @@ class FastCocoMetric(CocoMetric):
         if not detections:
             logger.warning(f'no detections at all on {len(predictions)} images')
         return detections
+
+    def _index_detections(self, detections: list[dict]) -> COCO:
+        """What `COCO.loadRes` makes of them, without another pass over all."""
+        found = COCO()
+        found.dataset = dict(self._coco_api.dataset, annotations=detections)
+        found.createIndex()
+        return found
 
     def _check_images(self, predictions: list[dict], logger: MMLogger) -> list:
         image_ids = sorted({prediction['img_id'] for prediction in predictions})

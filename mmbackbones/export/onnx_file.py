@@ -72,6 +72,7 @@ def save_onnx(
         )
         _fold(exported.model)
     model = exported.model_proto
+    _sum_before_norms(model.graph)
     _name_batch(model, info)
     for value in model.graph.node:
         # Where in the source each node came from: of no use outside, and large.
@@ -93,6 +94,22 @@ def _fold(model: object) -> None:
         optimizer.optimize_ir(
             model, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES
         )
+
+
+def _sum_before_norms(graph: object) -> None:
+    """Write the residual sum before a layer norm as `Sum`, which is the same as `Add`.
+
+    ONNX Runtime (1.31, SkipLayerNormalization) merges `Add` and norm into an operator
+    that takes longer than both of them.
+    """
+    constants = {value.name for value in graph.initializer}
+    normalised = {
+        node.input[0] for node in graph.node if node.op_type == 'LayerNormalization'
+    }
+    for node in graph.node:
+        if node.op_type == 'Add' and node.output[0] in normalised:
+            if constants.isdisjoint(node.input):  # a bias belongs to its product
+                node.op_type = 'Sum'
 
 
 def _name_batch(model: object, info: ExportInfo) -> None:

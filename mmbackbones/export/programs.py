@@ -5,21 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mmbackbones.backbones.hgnetv2 import HGStem
 from mmbackbones.inference.metadata import KEY, ExportInfo, metadata_json
-from mmbackbones.layers.conv import ConvBNAct
-from mmbackbones.layers.fold import Bound
+from mmbackbones.layers.hg_stem import HGStem, StemPool
 from mmbackbones.ops.grid_sample import grid_sample_by_gather
 
 __all__ = ['SAMPLINGS', 'export_program', 'save_program']
 
 SAMPLINGS = ('grid_sample', 'gather')
 """How points of maps are read: the runtime's GridSample, or elementary operations."""
-
-_TINY = -1e-30
 
 
 def export_program(
@@ -51,7 +48,7 @@ def export_program(
     # A batch of 1 would be taken for a constant.
     images = torch.rand(2 if dynamic_batch else batch_size, 3, *size_hw)
     shapes = {'images': {0: Dim('batch')}} if dynamic_batch else None
-    with torch.no_grad(), _constant_positions(graph, images), _kept_padding(graph):
+    with torch.no_grad(), _constant_positions(graph, images), _convolved_padding(graph):
         program = torch.export.export(
             graph, (images,), dynamic_shapes=shapes, strict=dynamic_batch
         )
@@ -82,34 +79,38 @@ def _by_gather(
     return grid_sample_by_gather(maps, grid)
 
 
-@contextlib.contextmanager
-def _kept_padding(graph: nn.Module) -> Iterator[None]:
-    """Within it, the stem of HGNetV2 pools over a zero that no runtime optimises.
+class _ConvolvedPadding(StemPool):
+    """Pads by a depthwise convolution with ones, and pools.
 
-    ONNX Runtime (1.31, Pad_Fusion) moves a padding with zeros into a max-pooling, whose
-    own padding is minus infinity. That is the same for maps without negative values,
-    and is wrong behind a learnable affine with a negative bias.
+    Runtimes convolve and pool in memory of their own layout, which a padding of its
+    own would have to leave and enter again. And it keeps the zeros: ONNX Runtime (1.31,
+    Pad_Fusion) moves a padding into the max-pooling behind it, whose own padding is
+    minus infinity, which is another result for maps with negative values.
     """
+
+    def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+        # Not the `padded` of the other convolution: only what has one reader is fused.
+        ones = x.new_ones(x.shape[1], 1, 1, 1)
+        padded = F.conv2d(F.pad(x, (0, 1, 0, 1), value=-0.0), ones, groups=x.shape[1])
+        return F.max_pool2d(padded, kernel_size=2, stride=1)
+
+
+@contextlib.contextmanager
+def _convolved_padding(graph: nn.Module) -> Iterator[None]:
+    """Within it, the stem of HGNetV2 pools over zeros that a convolution adds."""
     stems = [
         module
         for module in graph.modules()
-        if isinstance(module, HGStem)
-        and module.pool_pad == 0
-        and not _is_nonnegative(module.stem1)
+        if isinstance(module, HGStem) and module.pool.edge == 0
     ]
+    pools = [stem.pool for stem in stems]
     for stem in stems:
-        stem.pool_pad = _TINY
+        stem.pool = _ConvolvedPadding()
     try:
         yield
     finally:
-        for stem in stems:
-            stem.pool_pad = 0.0
-
-
-def _is_nonnegative(block: ConvBNAct) -> bool:
-    if isinstance(block.act, Bound):
-        return block.act.value >= 0 and not block.act.is_upper
-    return isinstance(block.act, nn.ReLU) and isinstance(block.lab, nn.Identity)
+        for stem, pool in zip(stems, pools, strict=True):
+            stem.pool = pool
 
 
 @contextlib.contextmanager

@@ -134,6 +134,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_points = num_heads, tuple(num_points)
         self.sample = deformable_sample
+        self._is_folded = False
         total = num_heads * sum(num_points)
         self.sampling_offsets = nn.Linear(dim, total * 2)
         self.attention_weights = nn.Linear(dim, total)
@@ -167,12 +168,37 @@ class DeformableAttention(nn.Module):
         Returns:
             `(N, Q, D)`.
         """
-        offsets = self.sampling_offsets(queries).unflatten(-1, (self.num_heads, -1, 2))
+        offsets = self.sampling_offsets(queries)
+        if self._is_folded:
+            # Long rows: runtimes are slow with a last dimension of 2 to broadcast.
+            ref_xy, ref_wh = ref_boxes.unflatten(-1, (2, 2))[..., None].unbind(-3)
+            locations = ref_xy + offsets.unflatten(-1, (2, -1)) * ref_wh
+            locations = locations.unflatten(-1, (self.num_heads, -1))
+            locations = locations.permute(0, 1, 3, 4, 2)
+        else:
+            ref_xy, ref_wh = ref_boxes[:, :, None, None].chunk(2, -1)
+            scale = self.num_points_scale[:, None] * 0.5
+            offsets = offsets.unflatten(-1, (self.num_heads, -1, 2))
+            locations = ref_xy + offsets * scale * ref_wh  # (N, Q, heads, P, 2)
         weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1))
-        ref_xy, ref_wh = ref_boxes[:, :, None, None].chunk(2, -1)
-        scale = self.num_points_scale[:, None] * 0.5
-        locations = ref_xy + offsets * scale * ref_wh  # (N, Q, heads, P, 2)
-        return self.sample(values, locations, weights.softmax(-1), self.num_points)
+        # Over a short last dimension torch's softmax on a CPU is ten times slower.
+        weights = weights.movedim(1, 3).softmax(2).movedim(3, 1)
+        return self.sample(values, locations, weights, self.num_points)
+
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        """Let `sampling_offsets` predict all x and then all y, scaled, in place.
+
+        The same numbers, but training is over.
+        """
+        if self._is_folded:
+            return
+        scale = (self.num_points_scale * 0.5).repeat(self.num_heads)
+        for parameter in self.sampling_offsets.parameters():
+            by_axis = parameter.unflatten(0, (-1, 2)).transpose(0, 1).clone()
+            by_axis *= scale.view(-1, *(1,) * (parameter.ndim - 1))
+            parameter.copy_(by_axis.flatten(0, 1))
+        self._is_folded = True
 
 
 class GatedFusion(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-__all__ = ['ConvBNAct', 'LearnableAffine', 'fuse_conv_bn']
+__all__ = ['ConvBNAct', 'LearnableAffine', 'SummedConv', 'fuse_conv_bn', 'split_inputs']
 
 
 class LearnableAffine(nn.Module):
@@ -101,3 +101,53 @@ def fuse_conv_bn(model: nn.Module) -> nn.Module:
             )
             module.bn = nn.Identity()
     return model
+
+
+class SummedConv(nn.Module):
+    """A convolution, the sum with another map, and an activation.
+
+    Args:
+        conv: the convolution.
+        act: the activation.
+    """
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act = conv, act
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+        """`(N, in, H, W)` and what is added, `(N, out, H', W')`, to the latter."""
+        return self.act(self.conv(x) + added)
+
+
+@torch.no_grad()
+def split_inputs(
+    conv: nn.Conv2d, act: nn.Module, num_first: int
+) -> tuple[nn.Conv2d, SummedConv]:
+    """A convolution of two concatenated maps as the sum of one of each.
+
+    Args:
+        conv: not grouped, with a bias, padded by zeros.
+        act: what follows.
+        num_first: channels of the first map.
+
+    Returns:
+        A convolution of the first map, without a bias, and one of the second that
+        adds the first's result.
+    """
+    parts = []
+    for weight in conv.weight.split((num_first, conv.in_channels - num_first), 1):
+        part = nn.Conv2d(
+            weight.shape[1],
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            bias=False,
+        )
+        part.weight = nn.Parameter(weight.clone())
+        parts.append(part)
+    first, second = parts
+    second.bias = conv.bias
+    return first, SummedConv(second, act)

@@ -8,11 +8,12 @@ operators that `torch.compile` puts in their place when it freezes a model.
 import torch
 from torch import Tensor, nn
 
-from mmbackbones.layers.conv import ConvBNAct
+from mmbackbones.layers.conv import ConvBNAct, SummedConv
 from mmbackbones.layers.fold import Bound
+from mmbackbones.layers.hg_stem import StemPool
 from mmbackbones.layers.reparam import ConvNorm, RepVGGBlock
 
-__all__ = ['FusedConv2d', 'PairwiseMaxPool2x2', 'fuse_for_cpu']
+__all__ = ['FusedConv2d', 'FusedPool', 'FusedSum', 'fuse_for_cpu']
 
 _FLOAT_MAX = torch.finfo(torch.float32).max
 _POST_OPS = {nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'swish'}
@@ -20,7 +21,7 @@ _POST_OPS = {nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'swish'}
 
 def _has_fused_convolution() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, '_convolution_pointwise'
+        torch.ops.mkldnn, '_convolution_pointwise_'
     )
 
 
@@ -60,37 +61,75 @@ class FusedConv2d(nn.Conv2d):
         self.act = act
         self._attr, self._scalars = _post_op(act)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, in_channels, H, W)` to `(N, out_channels, H', W')`."""
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """`(N, in_channels, H, W)` to `(N, out_channels, H', W')`.
+
+        What is `added` before the activation has the latter shape and is overwritten.
+        """
         if (
             torch.is_grad_enabled()
             or x.device.type != 'cpu'
             or not x.dtype == self.weight.dtype == torch.float32
             or torch.is_autocast_enabled('cpu')
         ):
-            return self.act(super().forward(x))
-        return torch.ops.mkldnn._convolution_pointwise(
-            # Maps in another order are several times slower here.
-            x.contiguous(memory_format=torch.channels_last),
+            y = super().forward(x)
+            return self.act(y if added is None else y + added)
+        # Maps in another order are several times slower here.
+        x = x.contiguous(memory_format=torch.channels_last)
+        options = (
             self.weight,
             self.bias,
             list(self.padding),
             list(self.stride),
             list(self.dilation),
             self.groups,
-            self._attr,
-            self._scalars,
-            '',
         )
+        if added is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, *options, self._attr, self._scalars, ''
+            )
+        # Behind a sum torch fuses no activation but ReLU.
+        added = torch.ops.mkldnn._convolution_pointwise_.binary(
+            added.contiguous(memory_format=torch.channels_last),
+            x,
+            *options,
+            *('add', 1.0, None, [], None),
+        )
+        return self.act(added)
 
 
-class PairwiseMaxPool2x2(nn.Module):
-    """2x2 pooling of stride 1 by comparing neighbours, which is vectorised."""
+class FusedSum(nn.Module):
+    """`SummedConv` as one operator, which overwrites what it adds to.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` to `(N, C, H - 1, W - 1)`."""
-        rows = torch.maximum(x[..., :-1, :], x[..., 1:, :])
-        return torch.maximum(rows[..., :-1], rows[..., 1:])
+    Args:
+        summed: whose parameters it takes over, under their names.
+    """
+
+    def __init__(self, summed: SummedConv) -> None:
+        super().__init__()
+        self.conv = FusedConv2d(summed.conv, summed.act)
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+        """`(N, in, H, W)` and what is added, `(N, out, H', W')`, to the latter."""
+        return self.conv(x, added)
+
+
+class FusedPool(StemPool):
+    """`StemPool` by comparing neighbours, which is vectorised, in the given memory.
+
+    Memory that is new costs more here than the comparisons.
+    """
+
+    def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+        """Both maps are overwritten. Returns `(N, C, H, W)`."""
+        if torch.is_grad_enabled():
+            return super().forward(x, padded)
+        rows = padded[..., :-1, :-1]
+        torch.maximum(x[..., :-1, :], x[..., 1:, :], out=rows[..., :-1, :])
+        torch.clamp(x[..., -1:, :], min=self.edge, out=rows[..., -1:, :])
+        torch.maximum(rows[..., :-1], rows[..., 1:], out=x[..., :-1])
+        torch.clamp(rows[..., -1:], min=self.edge, out=x[..., -1:])
+        return x
 
 
 def fuse_for_cpu(model: nn.Module) -> nn.Module:
@@ -116,8 +155,10 @@ def fuse_for_cpu(model: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if type(child) is nn.Conv2d and _is_numeric(child):
                 setattr(module, name, FusedConv2d(child, nn.Identity()))
-            if type(child) is nn.MaxPool2d and _is_pairwise(child):
-                setattr(module, name, PairwiseMaxPool2x2())
+            if type(child) is SummedConv and _can_fuse(child):
+                setattr(module, name, FusedSum(child))
+            if type(child) is StemPool:
+                setattr(module, name, FusedPool(child.edge))
     return model
 
 
@@ -133,9 +174,13 @@ def _acts_on_convolution(module: nn.Module) -> bool:
         between = nn.Identity()
     else:
         return False
+    return isinstance(between, nn.Identity) and _can_fuse(module)
+
+
+def _can_fuse(module: nn.Module) -> bool:
+    """Whether oneDNN has what `module.conv` and `module.act` are."""
     return (
-        isinstance(between, nn.Identity)
-        and type(module.conv) is nn.Conv2d
+        type(module.conv) is nn.Conv2d
         and _is_numeric(module.conv)
         and _post_op(module.act) is not None
     )
@@ -144,8 +189,3 @@ def _acts_on_convolution(module: nn.Module) -> bool:
 def _is_numeric(conv: nn.Conv2d) -> bool:
     """Whether its padding is a number of zeros."""
     return conv.padding_mode == 'zeros' and not isinstance(conv.padding, str)
-
-
-def _is_pairwise(pool: nn.MaxPool2d) -> bool:
-    options = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    return options == (2, 1, 0, 1) and not (pool.ceil_mode or pool.return_indices)

@@ -5,7 +5,8 @@ Departs from the usual folding of batch norms:
 - a learnable affine folds into the convolution before it, past the ReLU between them:
   s relu(z) + b is max(s z + b, b) where s >= 0, and min(s z + b, b) where s < 0. The
   map that comes out is the same, so zero padding behind it does no harm;
-- 1x1 convolutions come before the upsampling, and halves out of two convolutions.
+- 1x1 convolutions come before the upsampling, and halves out of two convolutions;
+- constant factors of sampling offsets go into the linear layer that predicts them.
 """
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mmbackbones.layers.attention import DeformableAttention
 from mmbackbones.layers.conv import ConvBNAct, LearnableAffine
+from mmbackbones.layers.hg_stem import HGStem
 from mmbackbones.layers.hiera_block import HieraBlock, LayerScale
 from mmbackbones.layers.norm import FrozenBatchNorm2d
 from mmbackbones.layers.reparam import ConvNorm, RepNCSPELAN
@@ -81,6 +84,10 @@ def fold_for_inference(model: nn.Module, *, channels_last: bool = True) -> nn.Mo
             module.upsample_late()
         if isinstance(module, RepNCSPELAN):
             module.split_projection()
+        if isinstance(module, HGStem):
+            module.split_concatenation()
+        if isinstance(module, DeformableAttention):
+            module.fold_scale()
     if channels_last:
         model.to(memory_format=torch.channels_last)
     return model

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mmbackbones.layers.conv import split_inputs
+
 __all__ = [
     'CSPRepLayer',
     'ConvNorm',
@@ -181,21 +183,13 @@ class UpsampledProjection(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module, coarse_channels: int) -> None:
         super().__init__()
-        out_channels, fine_channels = conv.out_channels, conv.in_channels
-        fine_channels -= coarse_channels
-        self.coarse = nn.Conv2d(coarse_channels, out_channels, 1, bias=False)
-        self.fine = nn.Conv2d(fine_channels, out_channels, 1)
-        self.act = act
-        coarse, fine = conv.weight.detach().split((coarse_channels, fine_channels), 1)
-        self.coarse.weight = nn.Parameter(coarse.clone())
-        self.fine.weight = nn.Parameter(fine.clone())
-        self.fine.bias = conv.bias
+        self.coarse, self.fine = split_inputs(conv, act, coarse_channels)
 
     def forward(self, maps: tuple[Tensor, Tensor]) -> Tensor:
         """Coarse `(N, C, h, w)` and fine `(N, C', H, W)` to `(N, out, H, W)`."""
         coarse, fine = maps
         upsampled = F.interpolate(self.coarse(coarse), fine.shape[-2:])  # nearest
-        return self.act(self.fine(fine) + upsampled)
+        return self.fine(fine, upsampled)
 
 
 class RepNCSPELAN(nn.Module):
