@@ -4,21 +4,18 @@ Reference: a checkout of https://github.com/Intellindust-AI-Lab/DEIMv2 at
 $MMB_REFERENCE_DIR/DEIMv2.
 """
 
-import importlib
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
-import pytest
 import torch
 import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from official_helpers import checkout, official_packages
+from torch import nn
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 
@@ -35,21 +32,10 @@ SIZES = dict(
 )
 
 
-def official_folder() -> Path:
-    """The checkout; skips the test where there is none."""
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
-    folder = Path(root) / 'DEIMv2'
-    if not folder.is_dir():
-        pytest.skip(f'{folder} does not exist')
-    return folder
-
-
 def official_config(size: str) -> dict:
     """Values of upstream's `deimv2_hgnetv2_{size}_coco.yml`, inclusions merged."""
     name = f'deimv2_hgnetv2_{size}_coco.yml'
-    return _read(official_folder() / 'configs' / 'deimv2' / name)
+    return _read(checkout('DEIMv2', 'configs', 'deimv2') / name)
 
 
 def _read(path: Path) -> dict:
@@ -72,52 +58,14 @@ def _merge(base: dict, changes: dict) -> dict:
 @contextmanager
 def official_modules() -> Iterator[SimpleNamespace]:
     """Upstream's modules, without importing what its packages import."""
-    folder = official_folder() / 'engine'
-    top = 'official_deimv2'
-    paths = {
-        top: (),
-        f'{top}.core': (),
-        f'{top}.backbone': (folder / 'backbone',),
-        f'{top}.deim': (folder / 'deim',),
-        f'{top}.misc': (),
-        f'{top}.misc.dist_utils': (),
-        'torchvision': (),
-        'torchvision.ops': (),
-        'torchvision.ops.boxes': (),
-    }
-    modules = {name: ModuleType(name) for name in paths}
-    for name, module in modules.items():
-        module.__path__ = [str(p) for p in paths[name]]
-    modules[f'{top}.core'].register = lambda: lambda cls: cls
-    dist = modules[f'{top}.misc.dist_utils']
-    dist.get_world_size = lambda: 1
-    dist.is_dist_available_and_initialized = lambda: False
-    modules['torchvision'].ops = modules['torchvision.ops']
-    modules['torchvision.ops'].box_convert = _box_convert
-    modules['torchvision.ops.boxes'].box_area = _box_area
     names = (
         'lite_encoder', 'hybrid_encoder', 'deim_decoder', 'deim_criterion', 'matcher',
         'deim', 'postprocessor',
     )  # fmt: skip
-    # Not `mock.patch.dict`, which would forget all that is imported meanwhile.
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        found = {n: importlib.import_module(f'{top}.deim.{n}') for n in names}
-        found['hgnetv2'] = importlib.import_module(f'{top}.backbone.hgnetv2')
-        for name in [n for n in sys.modules if n.startswith(f'{top}.')]:
-            del sys.modules[name]
-        yield SimpleNamespace(**found)
-
-
-def _box_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _box_convert(boxes: Tensor, in_fmt: str, out_fmt: str) -> Tensor:
-    assert (in_fmt, out_fmt) == ('cxcywh', 'xyxy')
-    x, y, w, h = boxes.unbind(-1)
-    return torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), -1)
+    source = checkout('DEIMv2', 'engine')
+    with official_packages('official_deimv2', source, 'backbone', 'deim') as load:
+        found = {name: load(f'deim.{name}') for name in names}
+        yield SimpleNamespace(**found, hgnetv2=load('backbone.hgnetv2'))
 
 
 def build_official(official: SimpleNamespace, config: dict) -> nn.Module:
@@ -186,9 +134,3 @@ def as_official(theirs: nn.Module) -> nn.Module:
         if isinstance(getattr(module, 'act', None), nn.ReLU):
             module.act = nn.SiLU()
     return theirs
-
-
-def image(height: int, width: int) -> Tensor:
-    """Two images of noise, the same on every call."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, height, width, generator=generator)

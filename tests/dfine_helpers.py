@@ -1,5 +1,6 @@
 """Sizes, weights and inputs for tests of D-FINE's encoder and decoder."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,15 @@ SIZES = dict(
     ),
 )
 
+# What the decoders of all toys share.
+TOY_DECODER = dict(
+    hidden_dim=32,
+    num_queries=30,
+    feedforward_channels=40,
+    num_denoising=10,
+    eval_size_hw=(128, 128),
+)
+
 # Relatives of N, L and X that run in milliseconds.
 TOYS = dict(
     N=dict(
@@ -63,45 +73,24 @@ TOYS = dict(
             depth_mult=0.5,
         ),
         decoder=dict(
-            hidden_dim=32,
-            num_queries=15,
-            num_layers=3,
-            num_heads=4,
-            num_points=(6, 6),
-            feedforward_channels=40,
-            num_denoising=10,
-            eval_size_hw=(128, 128),
+            TOY_DECODER, num_queries=15, num_layers=3, num_heads=4, num_points=(6, 6)
         ),
     ),
     L=dict(
         in_channels=(12, 20, 28),
         in_strides=(8, 16, 32),
         encoder=dict(hidden_dim=32, feedforward_channels=40),
-        decoder=dict(
-            hidden_dim=32,
-            num_queries=30,
-            num_layers=6,
-            feedforward_channels=40,
-            num_denoising=10,
-            eval_size_hw=(128, 128),
-        ),
+        decoder=dict(TOY_DECODER, num_layers=6),
     ),
     X=dict(
         in_channels=(12, 20, 28),
         in_strides=(8, 16, 32),
         encoder=dict(hidden_dim=48, feedforward_channels=80),
-        decoder=dict(
-            hidden_dim=32,
-            num_queries=30,
-            num_layers=4,
-            feedforward_channels=40,
-            num_denoising=10,
-            reg_scale=8,
-            eval_layer=2,
-            eval_size_hw=(128, 128),
-        ),
+        decoder=dict(TOY_DECODER, num_layers=4, reg_scale=8, eval_layer=2),
     ),
 )
+
+toys = pytest.mark.parametrize('size', TOYS)
 
 # HGNetV2 in the fields of transformers' configuration.
 TOY_BACKBONE = dict(
@@ -128,6 +117,15 @@ def build(
         encoder.out_strides,
         **{**spec['decoder'], **decoder},
     )
+
+
+def toy_decoder(
+    size: str = 'L', height: int = 128, width: int = 128, **changes: object
+) -> tuple[DFINEDecoder, list[Tensor]]:
+    """A randomised decoder in evaluation, and maps for it."""
+    encoder, decoder = build(TOYS[size], 5, **changes)
+    spec = dict(TOYS[size], in_channels=encoder.out_channels)
+    return randomise(decoder).eval(), features(spec, height, width)
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

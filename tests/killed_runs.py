@@ -127,12 +127,14 @@ def noisy_runner(
     at: Callable[[str, Runner], None] = lambda event, runner: None,
     num_workers: int = 0,
     batch_size: int = 2,
+    drop_last: bool = False,
     hooks: dict | None = None,
     **overrides: object,
 ) -> Runner:
     """A runner of 5 epochs (the last two are the final stage), or of 20 iterations."""
     loader = dict(
         batch_size=batch_size,
+        drop_last=drop_last,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         sampler=dict(type=DefaultSampler, shuffle=True),

@@ -1,15 +1,12 @@
 """Sizes and official modules for tests of RT-DETR's encoder and decoders."""
 
-import importlib
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
-import pytest
-from torch import Tensor, nn
+from dfine_helpers import TOY_DECODER
+from official_helpers import checkout, decoder_options, official_packages
+from torch import nn
 
 from mmbackbones.decoders import RTDETRDecoder, RTDETRv2Decoder
 from mmbackbones.necks import RTDETRHybridEncoder
@@ -24,28 +21,13 @@ TOYS = dict(
         in_channels=(12, 20, 28),
         in_strides=STRIDES,
         encoder=dict(hidden_dim=32, feedforward_channels=40, expansion=0.5),
-        decoder=dict(
-            hidden_dim=32,
-            num_queries=30,
-            num_layers=3,
-            feedforward_channels=40,
-            num_denoising=10,
-            eval_size_hw=(128, 128),
-        ),
+        decoder=dict(TOY_DECODER, num_layers=3),
     ),
     H=dict(
         in_channels=(12, 20, 28),
         in_strides=STRIDES,
         encoder=dict(hidden_dim=48, feedforward_channels=80, num_encoder_layers=2),
-        decoder=dict(
-            hidden_dim=32,
-            num_queries=30,
-            num_layers=4,
-            feedforward_channels=40,
-            num_denoising=10,
-            eval_layer=2,
-            eval_size_hw=(128, 128),
-        ),
+        decoder=dict(TOY_DECODER, num_layers=4, eval_layer=2),
     ),
 )
 
@@ -65,11 +47,6 @@ def build(
     )
 
 
-def _register(cls: type | None = None) -> object:
-    """Upstream's registry, with and without parentheses."""
-    return (lambda c: c) if cls is None else cls
-
-
 @contextmanager
 def official_modules(version: str) -> Iterator[SimpleNamespace]:
     """The modules of RT-DETR, without importing what its packages import.
@@ -77,57 +54,22 @@ def official_modules(version: str) -> Iterator[SimpleNamespace]:
     Skips the test where there is no checkout of https://github.com/lyuwenyu/RT-DETR
     at $MMB_REFERENCE_DIR/RT-DETR.
     """
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
     name = dict(v1='rtdetr_pytorch', v2='rtdetrv2_pytorch')[version]
-    source = Path(root, 'RT-DETR', name, 'src')
-    if not source.is_dir():
-        pytest.skip(f'{source} does not exist')
-    src = dict(v1='src', v2='src_v2')[version]  # v1 names it, v2 is free of names
-    folders = {
-        src: source,
-        f'{src}.core': None,
-        f'{src}.misc': None,
-        f'{src}.misc.dist': None,
-        f'{src}.misc.dist_utils': None,
-        f'{src}.nn': source / 'nn',
-        f'{src}.nn.backbone': source / 'nn' / 'backbone',
-        f'{src}.zoo': source / 'zoo',
-        f'{src}.zoo.rtdetr': source / 'zoo' / 'rtdetr',
-        'torchvision': None,
-        'torchvision.ops': None,
-        'torchvision.ops.boxes': None,
-    }
-    modules = {name: ModuleType(name) for name in folders}
-    for name, folder in folders.items():
-        modules[name].__path__ = [] if folder is None else [str(folder)]
-    modules[f'{src}.core'].register = _register
-    for name in (f'{src}.misc.dist', f'{src}.misc.dist_utils'):
-        modules[name].get_world_size = lambda: 1
-        modules[name].is_dist_available_and_initialized = lambda: False
-    modules['torchvision.ops.boxes'].box_area = _box_area
+    source = checkout('RT-DETR', name, 'src')
+    root = dict(v1='src', v2='src_v2')[version]  # v1 names it, v2 is free of names
     zoo = ('hybrid_encoder', 'denoising', 'matcher', 'utils')
     last = dict(
         v1=('rtdetr_decoder', 'rtdetr_criterion'),
         v2=('rtdetrv2_decoder', 'rtdetrv2_criterion'),
     )[version]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        found = {
-            name: importlib.import_module(f'{src}.zoo.rtdetr.{name}')
-            for name in (*zoo, *last)
-        }
-        found['presnet'] = importlib.import_module(f'{src}.nn.backbone.presnet')
+    packages = ('nn', 'nn.backbone', 'zoo', 'zoo.rtdetr')
+    with official_packages(root, source, *packages) as load:
+        found = {name: load(f'zoo.rtdetr.{name}') for name in (*zoo, *last)}
+        found['presnet'] = load('nn.backbone.presnet')
         if version == 'v2':
-            found['hgnetv2'] = importlib.import_module(f'{src}.nn.backbone.hgnetv2')
+            found['hgnetv2'] = load('nn.backbone.hgnetv2')
         found['decoder'], found['criterion'] = found[last[0]], found[last[1]]
         yield SimpleNamespace(**found)
-
-
-def _box_area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def build_official(
@@ -135,7 +77,6 @@ def build_official(
 ) -> tuple[nn.Module, nn.Module]:
     """Their encoder and decoder of an entry of `TOYS`."""
     enc, dec = spec['encoder'], spec['decoder']
-    eval_size = list(dec['eval_size_hw'])
     encoder = official.hybrid_encoder.HybridEncoder(
         in_channels=list(spec['in_channels']),
         feat_strides=list(spec['in_strides']),
@@ -143,23 +84,11 @@ def build_official(
         dim_feedforward=enc['feedforward_channels'],
         num_encoder_layers=enc.get('num_encoder_layers', 1),
         expansion=enc.get('expansion', 1.0),
-        eval_spatial_size=eval_size,
-    )
-    options = dict(
-        num_classes=80,
-        hidden_dim=dec['hidden_dim'],
-        num_queries=dec['num_queries'],
-        feat_channels=[enc['hidden_dim']] * 3,
-        feat_strides=list(spec['in_strides']),
-        dim_feedforward=dec['feedforward_channels'],
-        num_denoising=dec['num_denoising'],
-        eval_spatial_size=eval_size,
-        eval_idx=dec.get('eval_layer', -1),
+        eval_spatial_size=list(dec['eval_size_hw']),
     )
     if version == 'v1':
-        options['num_decoder_layers'] = dec['num_layers']
+        options = decoder_options(spec)
+        options['num_decoder_layers'] = options.pop('num_layers')
         return encoder, official.decoder.RTDETRTransformer(**options)
-    options['num_layers'] = dec['num_layers']
-    return encoder, official.decoder.RTDETRTransformerv2(
-        **{**options, 'num_points': [4, 4, 4], **decoder}
-    )
+    options = decoder_options(spec, **{'num_points': [4, 4, 4], **decoder})
+    return encoder, official.decoder.RTDETRTransformerv2(**options)

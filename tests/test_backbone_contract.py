@@ -5,16 +5,13 @@ The golden files hold a digest of all state-dict names and shapes; they are rewr
 with `ACCEPT_GOLDEN=1`.
 """
 
-import hashlib
-import json
-import os
 from itertools import combinations
 from math import ceil
-from pathlib import Path
 
 import pytest
 import torch
 from backbone_helpers import fill, image
+from golden_helpers import assert_golden_names
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,7 +23,6 @@ from mmbackbones.backbones import ConvNeXtV2, HGNetV2, Hiera, ResNetVD
 FAMILIES = [HGNetV2, ConvNeXtV2, Hiera, ResNetVD]
 BACKBONES = [(cls, arch) for cls in FAMILIES for arch in cls.arch_settings]
 SMALLEST = [(cls, next(iter(cls.arch_settings))) for cls in FAMILIES]
-GOLDEN = Path(__file__).parent / 'golden'
 
 every = pytest.mark.parametrize(('cls', 'arch'), BACKBONES)
 smallest = pytest.mark.parametrize(('cls', 'arch'), SMALLEST)
@@ -59,19 +55,7 @@ def test_defaults_are_those_of_a_detector(cls, arch):
 def test_names_and_shapes_match_the_golden_file(cls, arch):
     with torch.device('meta'):
         net = cls(arch)
-    state = net.state_dict()
-    lines = sorted(f'{name} {list(value.shape)}' for name, value in state.items())
-    found = {
-        'num_keys': len(lines),
-        'num_params': sum(p.numel() for p in net.parameters()),
-        'sha256': hashlib.sha256('\n'.join(lines).encode()).hexdigest(),
-    }
-    path = GOLDEN / f'{cls.__name__.lower()}_state_dict.json'
-    golden = json.loads(path.read_text()) if path.exists() else {}
-    if os.environ.get('ACCEPT_GOLDEN') == '1':
-        golden[arch] = found
-        path.write_text(json.dumps(golden, indent=2) + '\n')
-    assert golden[arch] == found
+    assert_golden_names(f'{cls.__name__.lower()}_state_dict.json', arch, net)
 
 
 @smallest

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +30,13 @@ class Draws(Dataset):
     def __getitem__(self, index: int) -> tuple:
         self.read.append(index)
         return index, *draws()
+
+
+class MixedAspects(Draws):
+    """Half of the images are wide."""
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(width=1 + index % 2 * 8, height=4)
 
 
 def loader(sampler: type = DefaultSampler, num_workers: int = 0) -> DataLoader:
@@ -101,8 +109,18 @@ def test_endless(sampler: type) -> None:
 
 def test_a_set_without_a_batch_is_an_error() -> None:
     source = DataLoader(Draws(), batch_size=SIZE + 1, drop_last=True)
-    make_resumable(source, seed=7, endless=True)
     with pytest.raises(ValueError, match=f'batch_size = {SIZE + 1}'):
+        make_resumable(source, seed=7)
+
+
+@pytest.mark.parametrize('endless', [False, True])
+def test_a_sampler_without_a_batch_is_an_error(endless: bool) -> None:
+    """Which mmdet's by aspect ratio can be, though it has a length."""
+    sampler = DefaultSampler(MixedAspects())
+    batches = AspectRatioBatchSampler(sampler, batch_size=SIZE, drop_last=True)
+    source = DataLoader(MixedAspects(), batch_sampler=batches)
+    make_resumable(source, seed=7, endless=endless)
+    with pytest.raises(ValueError, match=f'batch_size = {SIZE}'):
         next(iter(source))
 
 

@@ -1,15 +1,14 @@
 """ConvNeXt V2: published sizes, parity, odd sizes, layer depths."""
 
 import importlib
-import os
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from backbone_helpers import fill, image, relative_errors
+from official_helpers import checkout
 from torch import nn
 from torch.testing import assert_close
 
@@ -107,12 +106,7 @@ def test_output_norms_equal_those_of_transformers():
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The official network's module; what it imports beyond torch goes unused."""
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
-    folder = Path(root) / 'ConvNeXt-V2' / 'models'
-    if not folder.is_dir():
-        pytest.skip(f'{folder} does not exist')
+    folder = checkout('ConvNeXt-V2', 'models')
     stubs = {
         'timm.models.layers': dict(trunc_normal_=nn.init.trunc_normal_, DropPath=None),
         'MinkowskiEngine': dict(SparseTensor=None),

@@ -3,11 +3,15 @@
 import os
 
 import pytest
+import torch
 import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
 
 import mmbackbones  # noqa: F401
 from mmbackbones.apis import cpu_processes
-from mmbackbones.apis.cpu_processes import init_cpu_processes
+from mmbackbones.apis.config import prepare
+from mmbackbones.apis.cpu_processes import check_launcher, init_cpu_processes
 
 THEIRS = ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')
 OURS = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -35,6 +39,20 @@ def test_no_launcher_is_named(started: list) -> None:
     assert started == []
 
 
+def test_processes_that_do_not_know_of_each_other(
+    started: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun tools/train.py, without --launcher."""
+    check_launcher('none')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    check_launcher('none')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    check_launcher('pytorch')
+    with pytest.raises(ValueError, match='2 processes were started, but --launcher is'):
+        check_launcher('none')
+
+
 def test_slurm_becomes_torch(started: list, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(THEIRS, ('9', '16', '1'), strict=True):
         monkeypatch.setenv(name, value)
@@ -50,3 +68,14 @@ def test_unreadable_hosts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('PATH', '')
     with pytest.raises(ValueError, match='set MASTER_ADDR to the first host'):
         cpu_processes._first_host('node[1-2]')
+
+
+@pytest.mark.parametrize('kind', [AmpOptimWrapper, 'AmpOptimWrapper'])
+def test_mixed_precision_is_left_to_gpus(
+    monkeypatch: pytest.MonkeyPatch, kind: type | str
+) -> None:
+    """Also where a config states no scale."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    wrapper = dict(type=kind, dtype='bfloat16', accumulative_counts=2)
+    cfg = prepare(Config(dict(model=dict(), optim_wrapper=wrapper)))
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', accumulative_counts=2)

@@ -1,18 +1,12 @@
 """Every loss term and every gradient against the official criterion."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
-import torch
+from criterion_helpers import benchmark, with_gradients
+from parity_helpers import compare_losses
 
 from mmbackbones.losses import DFINECriterion
-
-_path = Path(__file__).parents[1] / 'benchmarks' / 'criterion.py'
-_spec = importlib.util.spec_from_file_location('criterion_benchmark', _path)
-benchmark = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(benchmark)
 
 pytestmark = [
     pytest.mark.parity,
@@ -29,23 +23,11 @@ def official():
 
 
 def compare(official, output, targets, reg_scale=4.0):
-    leaves = list(benchmark.leaves(output).items())
-    for _, leaf in leaves:
-        leaf.requires_grad_()
+    leaves = with_gradients(output)
     ours = DFINECriterion(reg_scale=reg_scale)(output, targets)
     theirs = benchmark.official_losses(official, output, targets, reg_scale)
     assert set(ours) == set(theirs)
-    for name, loss in theirs.items():
-        torch.testing.assert_close(
-            ours[name], loss, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f'{n}: {m}'
-        )
-    tensors = [leaf for _, leaf in leaves]
-    grads = [
-        torch.autograd.grad(sum(losses.values()), tensors) for losses in (ours, theirs)
-    ]
-    for (name, _), mine, reference in zip(leaves, *grads, strict=True):
-        difference = (mine - reference).abs().max() / reference.abs().max()
-        assert difference < 2e-5, f'{name}: {difference:.1e}'
+    assert not compare_losses(ours, theirs, leaves)
     return ours
 
 

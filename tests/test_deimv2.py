@@ -4,15 +4,11 @@ The golden file holds a digest of all state-dict names and shapes, as the offici
 models have them; it is rewritten with `ACCEPT_GOLDEN=1`.
 """
 
-import hashlib
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from deimv2_helpers import SIZES, build_ours, load_model_config
 from dfine_helpers import features, named_tensors, randomise, targets
+from golden_helpers import assert_golden_names
 from torch import nn
 from torch.testing import assert_close
 
@@ -24,8 +20,6 @@ from mmbackbones.layers.norm import RMSNorm
 from mmbackbones.losses import DETRCriterion, DFINECriterion
 from mmbackbones.losses.classification import MatchabilityTerm
 from mmbackbones.necks import DEIMv2ConvEncoder, DEIMv2HybridEncoder, LiteEncoder
-
-GOLDEN = Path(__file__).parent / 'golden' / 'deimv2_state_dict.json'
 
 # Parameters in training and in deploy form, of the official models.
 COUNTS = dict(
@@ -98,18 +92,8 @@ def num_parameters(model: nn.Module) -> int:
 def test_names_and_counts_are_the_official_ones(size):
     with torch.device('meta'):
         model = build_ours(load_model_config(size))
-    lines = sorted(f'{k} {list(v.shape)}' for k, v in model.state_dict().items())
-    found = {
-        'num_keys': len(lines),
-        'num_params': num_parameters(model),
-        'digest': hashlib.sha256('\n'.join(lines).encode()).hexdigest(),
-    }
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    if os.environ.get('ACCEPT_GOLDEN') == '1':
-        GOLDEN.write_text(json.dumps({**golden, size: found}, indent=2) + '\n')
-    else:
-        assert found == golden[size]
-    assert found['num_params'] == COUNTS[size][0]
+    assert_golden_names('deimv2_state_dict.json', size, model)
+    assert num_parameters(model) == COUNTS[size][0]
     model.switch_to_deploy()
     assert num_parameters(model) == COUNTS[size][1]
 

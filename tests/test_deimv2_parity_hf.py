@@ -1,11 +1,17 @@
 """DEIMv2 as a whole against that of transformers, through the key map."""
 
 import pytest
-import torch
-from deimv2_helpers import as_official, image, neutral_projection
+from backbone_helpers import image
+from deimv2_helpers import as_official, neutral_projection
 from dfine_helpers import TOY_BACKBONE, calibrate, randomise
+from parity_helpers import (
+    all_layers,
+    compare_distributions,
+    compare_with_transformers,
+    load_converted,
+)
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.testing import assert_close
 
 from mmbackbones.backbones import HGNetV2
@@ -104,7 +110,7 @@ def build_theirs(case: dict) -> nn.Module:
         attn_implementation='eager',
     )
     theirs = transformers.Deimv2ForObjectDetection(config)
-    calibrate(randomise(theirs), image(128, 128))
+    calibrate(randomise(theirs), image(2, 3, 128, 128))
     return neutral_projection(theirs)
 
 
@@ -132,56 +138,19 @@ def build_ours(case: dict) -> nn.ModuleDict:
 def build_pair(case: dict) -> tuple[nn.ModuleDict, nn.Module]:
     """Ours and theirs in the official form, sharing weights through the key map."""
     ours, theirs = build_ours(case), build_theirs(case)
-    state, conversion = to_ours(theirs.state_dict())
-    assert (conversion.source.family, conversion.dropped) == ('DEIMv2', {})
-    missing, unexpected = ours.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) == {'decoder.anchors', 'decoder.valid_mask'}
-    # Random networks of this depth amplify the rounding of float32.
-    return ours.double().eval(), as_official(theirs).double()
+    return load_converted(ours, theirs, 'DEIMv2'), as_official(theirs).double()
 
 
 @cases
 @sizes
 def test_evaluation_equals_that_of_transformers(case, size):
-    ours, theirs = build_pair(case)
-    x = image(*size).double()
-    with torch.no_grad():
-        found = ours.decoder(ours.encoder(ours.backbone(x))).queries
-        expected = theirs(x)
-    assert expected.logits.std() > 0.1
-    assert_equal(found.logits[0], expected.logits)
-    assert_equal(found.boxes[0], expected.pred_boxes)
+    compare_with_transformers(*build_pair(case), image(2, 3, *size))
 
 
 @cases
 @sizes
 def test_all_layers_equal_those_of_transformers(case, size):
-    ours, theirs = build_pair(case)
-    x = image(*size).double()
-    # All layers are returned in training, but statistics must stay what they are.
-    ours.decoder.training = theirs.model.decoder.training = True
-    with torch.no_grad():
-        output = ours.decoder(ours.encoder(ours.backbone(x)))
-        expected = theirs.model(x)
-    found = output.queries
-    parts = (1, len(found.logits))
-    pre_logits, logits = expected.intermediate_logits.split(parts, 1)
-    pre_boxes, boxes = expected.intermediate_reference_points.split(parts, 1)
-    for mine, other in (
-        (found.pre_logits[None], pre_logits),
-        (found.logits, logits),
-        (found.pre_boxes[None], pre_boxes),
-        (found.boxes, boxes),
-        (found.corners, expected.intermediate_predicted_corners),
-        (output.enc_logits[None], expected.enc_topk_logits[:, None]),
-        (output.enc_boxes[None], expected.enc_topk_bboxes[:, None]),
-    ):
-        assert_equal(mine, other.transpose(0, 1))
-
-
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    compare_distributions(*all_layers(*build_pair(case), image(2, 3, *size)))
 
 
 @cases

@@ -1,14 +1,18 @@
 """The whole network against that of transformers, through the key map."""
 
 import pytest
-import torch
+from backbone_helpers import image
 from dfine_helpers import TOY_BACKBONE, build, calibrate, number_by_rows, randomise
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.testing import assert_close
+from parity_helpers import (
+    all_layers,
+    compare_distributions,
+    compare_files,
+    compare_with_transformers,
+    load_converted,
+)
+from torch import nn
 
 from mmbackbones.backbones import HGNetV2
-from mmbackbones.convert import from_ours, to_ours
 
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 
@@ -93,7 +97,7 @@ def build_theirs(spec: dict, use_lab: bool) -> nn.Module:
 def build_pair(case: dict) -> tuple[nn.ModuleDict, nn.Module]:
     """Ours and theirs, sharing weights through the key map."""
     spec, use_lab = case['spec'], case['use_lab']
-    theirs = calibrate(randomise(build_theirs(spec, use_lab)), image())
+    theirs = calibrate(randomise(build_theirs(spec, use_lab)), image(2, 3, 128, 128))
     num_levels = len(spec['in_channels'])
     encoder, decoder = build(spec, num_classes=7)
     backbone = HGNetV2(
@@ -101,71 +105,21 @@ def build_pair(case: dict) -> tuple[nn.ModuleDict, nn.Module]:
         out_indices=(1, 2, 3)[-num_levels:],
     )
     ours = nn.ModuleDict(dict(backbone=backbone, encoder=encoder, decoder=decoder))
-    state, conversion = to_ours(theirs.state_dict())
-    assert (conversion.source.family, conversion.dropped) == ('DFINE', {})
-    missing, unexpected = ours.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) == {'decoder.anchors', 'decoder.valid_mask'}
-    # Random networks of this depth amplify the rounding of float32.
-    return ours.double().eval(), number_by_rows(theirs).double()
-
-
-def image(height: int = 128, width: int = 128) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, height, width, generator=generator)
+    return load_converted(ours, theirs, 'DFINE'), number_by_rows(theirs).double()
 
 
 @cases
 @sizes
 def test_evaluation_equals_that_of_transformers(case, size):
-    ours, theirs = build_pair(case)
-    x = image(*size).double()
-    with torch.no_grad():
-        found = ours.decoder(ours.encoder(ours.backbone(x))).queries
-        expected = theirs(x)
-    assert expected.logits.std() > 0.1
-    assert_close(found.logits[0], expected.logits, atol=1e-5, rtol=1e-5)
-    assert_close(found.boxes[0], expected.pred_boxes, atol=1e-5, rtol=1e-5)
+    compare_with_transformers(*build_pair(case), image(2, 3, *size))
 
 
 @cases
 @sizes
 def test_all_layers_equal_those_of_transformers(case, size):
-    ours, theirs = build_pair(case)
-    x = image(*size).double()
-    # All layers are returned in training, but statistics must stay what they are.
-    ours.decoder.training = theirs.model.decoder.training = True
-    with torch.no_grad():
-        output = ours.decoder(ours.encoder(ours.backbone(x)))
-        expected = theirs.model(x)
-    found = output.queries
-    pre_logits, logits = expected.intermediate_logits.split((1, len(found.logits)), 1)
-    pre_boxes, boxes = expected.intermediate_reference_points.split(
-        (1, len(found.logits)), 1
-    )
-    for mine, other in (
-        (found.pre_logits[None], pre_logits),
-        (found.logits, logits),
-        (found.pre_boxes[None], pre_boxes),
-        (found.boxes, boxes),
-        (found.corners, expected.intermediate_predicted_corners),
-        (output.enc_logits[None], expected.enc_topk_logits[:, None]),
-        (output.enc_boxes[None], expected.enc_topk_bboxes[:, None]),
-    ):
-        assert_close(mine, other.transpose(0, 1), atol=1e-5, rtol=1e-5)
+    compare_distributions(*all_layers(*build_pair(case), image(2, 3, *size)))
 
 
 @cases
 def test_files_of_transformers_are_read_and_written(case, tmp_path):
-    theirs = randomise(build_theirs(case['spec'], case['use_lab']))
-    theirs.save_pretrained(tmp_path)
-    file = load_file(tmp_path / 'model.safetensors')
-    state, _ = to_ours(theirs.state_dict())
-    assert_close(to_ours(file)[0], state, rtol=0, atol=0)
-    back, conversion = from_ours(state, 'hf')
-    assert conversion.dropped == {}
-    # A file holds each tensor once, and not under its name of newer versions.
-    twice = {name for name in back if name.startswith(('class_embed', 'bbox_embed'))}
-    assert_close({n: back[n] for n in back.keys() - twice}, file, rtol=0, atol=0)
-    again = type(theirs).from_pretrained(None, config=theirs.config, state_dict=back)
-    assert_close(again.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    compare_files(build_theirs(case['spec'], case['use_lab']), tmp_path)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from official_helpers import checkout
 from torch import nn
 from toy_runner import ToyModel, toy_runner
 
@@ -192,10 +192,7 @@ def test_hook_validates_and_saves_the_average_and_resumes(tmp_path: Path) -> Non
 
 
 def load_official() -> type:
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if not root:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
-    source = (Path(root) / 'D-FINE' / 'src' / 'optim' / 'ema.py').read_text()
+    source = (checkout('D-FINE', 'src', 'optim') / 'ema.py').read_text()
     # Its relative imports pull in the whole framework; it uses two names of it.
     for line in ('from ..core import register', 'from ..misc import dist_utils'):
         assert line in source

@@ -62,6 +62,19 @@ def test_nan_is_no_agreement(name: str) -> None:
     assert compare(found).exceeds(1e9)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('task', ['segmentation', 'backbone'])
+def test_features_that_are_not_finite_are_no_agreement(task: str, value: float) -> None:
+    name = 'logits' if task == 'segmentation' else 'feat0'
+    ours = {name: np.arange(8.0).reshape(1, 2, 2, 2)}
+    theirs = {name: ours[name].copy()}
+    assert not compare_outputs(task, [(ours, theirs)], (4, 4)).exceeds(0)
+    theirs[name][0, 1, 1, 1] = value  # which leaves the label of its pixel
+    assert compare_outputs(task, [(ours, theirs)], (4, 4)).exceeds(1e9)
+    zeros = {name: np.zeros((1, 2, 2, 2))}
+    assert not compare_outputs(task, [(zeros, zeros)], (4, 4)).exceeds(0)
+
+
 def test_label_maps_and_features() -> None:
     ours = dict(labels=np.zeros((1, 4, 4), np.int64))
     theirs = dict(labels=np.eye(4, dtype=np.int64)[None])

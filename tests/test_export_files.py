@@ -20,7 +20,7 @@ import mmbackbones.detectors  # noqa: F401
 from mmbackbones.export.comparison import Comparison, compare_outputs
 from mmbackbones.export.description import describe
 from mmbackbones.export.files import open_file, write_file
-from mmbackbones.export.graph import BackboneGraph, build_graph
+from mmbackbones.export.graph import BackboneGraph, Normalise, build_graph
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.runners import GraphRunner
 from mmbackbones.inference.exported import ExportedBackend
@@ -185,6 +185,31 @@ def test_half_precision_keeps_what_overflows(tmp_path: Path) -> None:
     assert not found.exceeds(2e-2), found
     kept = [line for line in notes if 'over 65504' in line]
     assert 1 <= len(kept) <= 6, notes
+
+
+def test_half_precision_keeps_an_output_that_overflows(tmp_path: Path) -> None:
+    """Nothing comes after the node, by whose input it would show."""
+
+    class Logits(nn.Module):
+        task = 'backbone'
+        output_names = ('feat0',)
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.normalise, self.model = Normalise.of(None), model
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.model(images),)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        model[2].weight.mul_(1e6)
+    path = tmp_path / 'm.onnx'
+    options = dict(size_hw=(16, 16), precision='fp16', make=Logits)
+    found, _, notes = export(model.eval(), path, **options)
+    assert not found.exceeds(2e-2), found
+    assert 'over 65504' in notes[1] and len(notes) == 2
 
 
 def test_integers_of_openvino(tmp_path: Path) -> None:

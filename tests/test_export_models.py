@@ -20,6 +20,7 @@ from export_helpers import (
 from inference_helpers import toy_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 from test_segmentation import BACKBONES
 
 from mmbackbones.apis.config import load_config
@@ -266,6 +267,37 @@ def test_a_toy_backbone_in_the_default_run(tmp_path: Path) -> None:
     assert 0 < report.differences.features < 1e-4
     with pytest.raises(ValueError, match='bare backbone, which predicts nothing'):
         Inferencer(report.file)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize('precision', ['fp32', 'int8'])
+def test_files_of_other_formats_and_versions_stay(
+    precision: str, tmp_path: Path
+) -> None:
+    """OpenVINO's file comes from an ONNX file, which is not that beside it."""
+    if precision == 'int8':
+        pytest.importorskip('nncf', reason='nncf is not installed')
+    pytest.importorskip('openvino', reason='openvino is not installed')
+    cfg = segmentor_config(tmp_path, 'HGNetV2')
+    checkpoint = random_checkpoint(cfg, tmp_path / 'weights.pth')
+    others = ['v1.onnx', 'v1.2.onnx', 'v1.int8.xml', 'v1.int8.bin', 'v1.xml']
+    for other in others:
+        (tmp_path / other).write_text('mine')
+    Image.fromarray(smooth_image(64, 64)).save(tmp_path / 'a.png')
+    options = ExportOptions(
+        format='openvino',
+        precision=precision,
+        out=str(tmp_path / 'v1.2'),
+        size_hw=(64, 64),
+        images=str(tmp_path / 'a.png'),
+        backbone=True,
+    )
+    report = export_model(cfg, 'model.py', checkpoint, options)
+    assert report.file == str(tmp_path / 'v1.2.xml')
+    assert [(tmp_path / other).read_text() for other in others] == ['mine'] * 5
+    made = {path.name for path in tmp_path.iterdir()} - {*others, 'a.png'}
+    names = ('v1.2.bin', 'v1.2.report.json', 'v1.2.report.txt', 'v1.2.xml')
+    assert made == {*names, 'weights.pth'}
 
 
 @pytest.mark.export

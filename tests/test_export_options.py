@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmbackbones.apis.export import ExportOptions, default_size, export_model
+from mmbackbones.export.executorch_file import need_executorch
 from mmbackbones.export.onnx_file import need
 
 DETECTOR = Config(dict(model=dict(type='DFINE', decoder=dict())))
@@ -25,6 +26,7 @@ DETECTOR = Config(dict(model=dict(type='DFINE', decoder=dict())))
         (dict(size_hw=(640, 100)), r'size is \(640, 100\).* multiples of 32'),
         (dict(batch_size=0), 'batch_size is 0'),
         (dict(num_images=0, images='x'), 'num_images is 0'),
+        (dict(format='openvino', out='a/m.onnx'), 'format openvino writes .xml'),
     ],
 )
 def test_options_that_do_not_go_together(options: dict, message: str) -> None:
@@ -42,3 +44,6 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(ValueError, match=r'needs openvino: pip install .*\[export\]'):
         need('openvino', 'an OpenVINO file')
+    monkeypatch.setitem(sys.modules, 'executorch', None)
+    with pytest.raises(ValueError, match=r'needs executorch.*\[executorch\]'):
+        need_executorch('executorch.exir')

@@ -1,15 +1,10 @@
 """HGNetV2: published sizes, parity, and what only this family has."""
 
-import importlib
-import os
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
 import torch.nn.functional as F
 from backbone_helpers import fill, image, relative_errors
+from official_helpers import checkout, official_packages
 from torch import nn
 from torch.testing import assert_close
 
@@ -113,23 +108,9 @@ def test_maps_equal_those_of_transformers(arch, spec, size):
 
 def _official_hgnetv2() -> type[nn.Module]:
     """The class of D-FINE, without importing what its package imports."""
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
-    folder = Path(root) / 'D-FINE' / 'src' / 'nn' / 'backbone'
-    if not folder.is_dir():
-        pytest.skip(f'{folder} does not exist')
-    name = 'dfine_reference'
-    for part, path in (
-        ('', ()),
-        ('.core', ()),
-        ('.nn', ()),
-        ('.nn.backbone', (folder,)),
-    ):
-        module = sys.modules.setdefault(name + part, ModuleType(name + part))
-        module.__path__ = [str(p) for p in path]
-    sys.modules[f'{name}.core'].register = lambda: lambda cls: cls
-    return importlib.import_module(f'{name}.nn.backbone.hgnetv2').HGNetv2
+    source = checkout('D-FINE', 'src')
+    with official_packages('dfine_reference', source, 'nn', 'nn.backbone') as load:
+        return load('nn.backbone.hgnetv2').HGNetv2
 
 
 @pytest.mark.parity

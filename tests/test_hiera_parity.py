@@ -8,7 +8,6 @@ their networks are used.
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +19,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from backbone_helpers import image, relative_errors
+from official_helpers import checkout
 from test_hiera import fill_hiera
 from torch import Tensor, nn
 
@@ -30,16 +30,6 @@ pytestmark = pytest.mark.parity
 ALL = (0, 1, 2, 3)
 GOLDEN = Path(__file__).parent / 'golden' / 'hiera_state_dict.json'
 SIZES = ('tiny', 'small', 'base', 'base_plus', 'large', 'huge')
-
-
-def _reference(name: str) -> Path:
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
-    folder = Path(root) / name
-    if not folder.is_dir():
-        pytest.skip(f'{folder} does not exist')
-    return folder
 
 
 class _Mlp(nn.Module):
@@ -59,7 +49,7 @@ class _Mlp(nn.Module):
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(_reference('hiera'))
+    monkeypatch.syspath_prepend(checkout('hiera'))
     for name in ('timm', 'timm.models', 'timm.models.layers'):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules['timm.models.layers'].Mlp = _Mlp
@@ -70,7 +60,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def sam2_trunk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
     package = ModuleType('sam2')  # its own imports hydra
-    package.__path__ = [str(_reference('sam2') / 'sam2')]
+    package.__path__ = [str(checkout('sam2', 'sam2'))]
     file_io = SimpleNamespace(g_pathmgr=None)
     monkeypatch.setitem(sys.modules, 'sam2', package)
     for name in ('iopath', 'iopath.common', 'iopath.common.file_io'):
@@ -97,7 +87,7 @@ class _AnyModule:
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(_reference('pytorch-image-models'))
+    monkeypatch.syspath_prepend(checkout('pytorch-image-models'))
     monkeypatch.setattr(sys, 'meta_path', [_AnyModule('torchvision'), *sys.meta_path])
     before = set(sys.modules)
     yield importlib.import_module('timm')

@@ -17,6 +17,7 @@ from mmbackbones.apis.detection import build_detector
 from mmbackbones.apis.inferencer import Inferencer, find_config
 from mmbackbones.data.synthetic import draw_detection_set
 from mmbackbones.inference.backends import TorchBackend
+from mmbackbones.inference.metadata import Slide
 
 ROOT = Path(__file__).parent.parent
 
@@ -228,6 +229,20 @@ def test_unreadable_images(
         model.predict(tmp_path, batch_size=2)
     results = model.predict(tmp_path, batch_size=2, skip_unreadable=True)
     assert [(r.name, r.index) for r in results] == [('a.png', 0), ('c.png', 2)]
+
+
+def test_images_too_thin_for_the_model_are_named() -> None:
+    """Within 64 x 256 pixels, 3 of 4000 are none."""
+    slide = Slide(stride_hw=(64, 64), scale_wh=(256, 64), align_corners=False)
+    model = stub_inferencer(
+        task='segmentation', input_size_hw=(64, 64), resize='keep_ratio', slide=slide
+    )
+    model.backend.predict = lambda inputs: [np.zeros((9, 9), int) for _ in inputs]
+    thin, fine = np.zeros((3, 4000, 3), np.uint8), np.zeros((9, 9, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"image_000000.*' of 4000 x 3 pixels"):
+        model.predict([thin, fine])
+    (result,) = model.predict([thin, fine], skip_unreadable=True)
+    assert result.index == 1
 
 
 def test_a_segmentor_keeps_chosen_classes() -> None:

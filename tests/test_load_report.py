@@ -30,9 +30,11 @@ OFFICIAL = [
 
 
 class Decoder(nn.Module):
-    def __init__(self, num_classes: int, num_tokens: int) -> None:
+    def __init__(
+        self, num_classes: int, num_tokens: int, agnostic: bool = False
+    ) -> None:
         super().__init__()
-        self.enc_score_head = nn.Linear(2, num_classes)
+        self.enc_score_head = nn.Linear(2, 1 if agnostic else num_classes)
         self.dec_score_head = nn.ModuleList([nn.Linear(2, num_classes)])
         self.denoising_class_embed = nn.Embedding(num_classes + 1, 2)
         self.register_buffer('anchors', torch.zeros(1, num_tokens, 4))
@@ -41,13 +43,20 @@ class Decoder(nn.Module):
 class Net(nn.Module):
     """The keys that matter, random values."""
 
-    def __init__(self, num_classes: int = 3, width: int = 4, tokens: int = 9) -> None:
+    def __init__(
+        self,
+        num_classes: int = 3,
+        width: int = 4,
+        tokens: int = 9,
+        *,
+        agnostic: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = nn.Module()
         self.backbone.stem = nn.Conv2d(3, width, 1)
         self.backbone.stages = nn.Sequential(nn.Conv2d(width, 4, 1), nn.BatchNorm2d(4))
         self.encoder = nn.Linear(4, 2)
-        self.decoder = Decoder(num_classes, tokens)
+        self.decoder = Decoder(num_classes, tokens, agnostic)
 
 
 HEADS = ['enc_score_head.weight', 'enc_score_head.bias', 'dec_score_head.0.weight',
@@ -122,6 +131,24 @@ def test_a_permutation_is_undone() -> None:
     old, new = source.state_dict(), state
     key = 'decoder.enc_score_head.weight'
     torch.testing.assert_close(new[key], old[key].flip(0))
+
+
+@pytest.mark.parametrize('classes', [('b', 'a'), ('b', 'x', 'a')])
+def test_tokens_without_classes_do_not_count_them(classes: tuple) -> None:
+    """RT-DETRv2's encoder may have one row for all, whatever the classes are."""
+    source, model = Net(2, agnostic=True), Net(len(classes), agnostic=True)
+    state, report = fit_state_dict(
+        model, checkpoint_of(source, ('a', 'b')), classes=classes
+    )
+    key = 'decoder.dec_score_head.0.weight'
+    old, new = source.state_dict()[key], state[key]
+    torch.testing.assert_close(new[[0, -1]], old.flip(0))
+    assert report.complete and 'decoder.enc_score_head.weight' in report.loaded
+    # Into a model whose encoder tells classes apart, there is nothing to take.
+    _, report = fit_state_dict(
+        Net(2), checkpoint_of(source, ('a', 'b')), classes=classes[:2]
+    )
+    assert report.missing[:1] == ['decoder.enc_score_head.weight']
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from killed_runs import RANKS, in_ranks, noisy_runner
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +22,7 @@ def poisoned_runner(
     patience: int = 20,
     clip: dict | None = None,
     states: dict | None = None,
+    accumulate: int = 1,
     **overrides: object,
 ) -> Runner:
     """A runner of 20 iterations; `bad` says what is wrong in which."""
@@ -32,7 +35,9 @@ def poisoned_runner(
         kind = bad.get(runner.iter)
         getattr(runner.model, 'module', runner.model).poison = kind
 
-    wrapper = dict(optimizer=dict(type='AdamW', lr=0.05))
+    wrapper = dict(
+        optimizer=dict(type='AdamW', lr=0.05), accumulative_counts=accumulate
+    )
     if clip is not None:
         wrapper['clip_grad'] = clip
     runner = noisy_runner(
@@ -129,6 +134,46 @@ def test_a_row_of_them_ends_the_run_with_a_diagnosis(tmp_path: Path) -> None:
     assert 'nonfinite_steps_rank0.json' in text
 
 
+def test_a_bad_part_of_a_step_spoils_the_step_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Of two iterations each; the first of a step is bad, and the second of another."""
+    states: dict = {}
+    runner = poisoned_runner(
+        tmp_path,
+        {2: 'input', 9: 'input'},
+        clip=CLIPS['norm'],
+        states=states,
+        accumulate=2,
+    )
+    runner.train()
+    for bad in (2, 8):
+        assert torch.equal(
+            states[bad + 2]['model']['weight'], states[bad]['model']['weight']
+        )
+        torch.testing.assert_close(
+            states[bad + 2]['moments'], states[bad]['moments'], rtol=0, atol=0
+        )
+    ema = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model
+    for model in (*(state['model'] for state in states.values()), ema.state_dict()):
+        assert all(value.isfinite().all() for value in model.values())
+    assert runner.message_hub.get_info('nonfinite_steps') == 2
+    entries = json.loads((tmp_path / 'nonfinite_steps_rank0.json').read_text())
+    assert [entry['iteration'] for entry in entries] == [3, 10]
+    assert [entry['not_finite'] for entry in entries] == [['loss'], ['loss']]
+
+
+def test_a_row_of_accumulated_steps_ends_the_run(tmp_path: Path) -> None:
+    runner = poisoned_runner(
+        tmp_path, dict.fromkeys(range(2, 20, 2), 'input'), patience=3, accumulate=2
+    )
+    with pytest.raises(
+        ValueError, match='3 steps in a row, up to iteration 8'
+    ) as error:
+        runner.train()
+    assert 'these loss terms are not finite: loss' in str(error.value)
+
+
 def test_a_loss_of_one_rank_skips_the_step_of_all(tmp_path: Path) -> None:
     """The infinite loss has a finite gradient, which would part the ranks."""
 
@@ -209,6 +254,9 @@ def test_reads_of_a_step(tmp_path: Path, clip: str, reads: int) -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match='patience is 0'):
         NanGuardHook(patience=0)
+    runner = SimpleNamespace(optim_wrapper=OptimWrapperDict())
+    with pytest.raises(ValueError, match='not OptimWrapperDict; leave out'):
+        NanGuardHook().before_train(runner)
 
 
 @pytest.mark.gpu

@@ -70,6 +70,28 @@ def test_workers_live_on(whole: dict, tmp_path: Path) -> None:
     assert journal(tmp_path) == whole
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_accumulated_gradients_are_stepped_with_first(
+    tmp_path: Path, by_epoch: bool
+) -> None:
+    """Of 4 iterations; validations are within a step where iterations are counted."""
+    wrapper = dict(optimizer=dict(type='AdamW', lr=0.05), accumulative_counts=4)
+    options = dict(by_epoch=by_epoch, optim_wrapper=wrapper)
+    whole = tmp_path / 'whole'
+    assert train(whole, **options) == 0
+    events = [('before', 9, 12)]
+    if not by_epoch:
+        events.append(('validation', 6, 8))
+    for event, iteration, done in events:
+        work_dir = tmp_path / event
+        at = send(signal.SIGTERM, event, iteration)
+        assert train(work_dir, at=at, **options) == REQUEUE
+        newest = (work_dir / 'last_checkpoint').read_text()
+        assert torch.load(newest, weights_only=False)['meta']['iter'] == done
+        assert train(work_dir, **options) == 0
+        assert journal(work_dir) == journal(whole)
+
+
 def test_in_a_validation(whole: dict, tmp_path: Path) -> None:
     """Nothing lies there of this iteration but the state from before it."""
     hooks = dict(checkpoint=dict(no_epochs(), iter_interval=0))

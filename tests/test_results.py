@@ -185,6 +185,26 @@ def test_save_says_what_it_knows(tmp_path: Path) -> None:
         MAP.save(tmp_path / 'a.txt', format='yolo')
 
 
+@pytest.mark.parametrize(
+    ('task', 'folder', 'name', 'pictures'),
+    [
+        ('detection', '.', 'a.jpg', True),
+        ('segmentation', 'pictures', 'a.jpg', True),
+        ('segmentation', 'id_maps', 'a.png', False),
+    ],
+)
+def test_writer_leaves_the_images_that_are_read(
+    task: str, folder: str, name: str, pictures: bool, tmp_path: Path
+) -> None:
+    writer = ResultWriter(tmp_path, task, pictures=pictures, formats=())
+    elsewhere = [str(tmp_path / 'other' / name), str(tmp_path / 'b.jpg' / name)]
+    writer.check_sources(elsewhere)
+    same = tmp_path / 'other' / '..' / folder / name
+    with pytest.raises(ValueError, match=f"written over the image '.*{name}'; choose"):
+        writer.check_sources([*elsewhere, str(same)])
+    ResultWriter(tmp_path, 'detection', pictures=False).check_sources([str(same)])
+
+
 def test_writer_refuses_names_that_share_a_file(tmp_path: Path) -> None:
     writer = ResultWriter(tmp_path, 'segmentation', formats=())
     with pytest.raises(ValueError, match=r"several suffixes.*: 'a' is one"):

@@ -1,6 +1,5 @@
 """RT-DETR's configs state the published models and recipes; other backbones fit."""
 
-import os
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from helpers import data_sample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from official_helpers import checkout
 from torch import nn
 
 from mmbackbones.apis import detection  # noqa: F401  (registers all parts)
@@ -153,16 +153,13 @@ def test_groups_have_the_published_tensors(name):
 @pytest.mark.parametrize('name', RECIPES)
 def test_groups_are_those_of_the_official_patterns(name):
     yaml = pytest.importorskip('yaml', reason='needs PyYAML')
-    root = os.environ.get('MMB_REFERENCE_DIR')
-    if root is None:
-        pytest.skip('MMB_REFERENCE_DIR is not set')
     if name.startswith('rtdetr_hgnetv2'):
         pytest.skip('upstream trains it with PaddlePaddle only')
     is_second = name.startswith('rtdetrv2')
     code, family = (
         ('rtdetrv2_pytorch', 'rtdetrv2') if is_second else ('rtdetr_pytorch', 'rtdetr')
     )
-    folder = Path(root, 'RT-DETR', code, 'configs', family)
+    folder = checkout('RT-DETR', code, 'configs', family)
     cfg = load(name)
     stem = _upstream_name(name, (CONFIG_DIR / f'{name}.py').read_text())
     options = yaml.safe_load((folder / 'include' / 'optimizer.yml').read_text())

@@ -5,14 +5,11 @@ decoder; it is rewritten with `ACCEPT_GOLDEN=1`.
 """
 
 import copy
-import hashlib
-import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from dfine_helpers import features, named_tensors, randomise, targets
+from golden_helpers import assert_golden_names
 from rtdetr_helpers import DECODERS, STRIDES, TOYS, build
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -26,7 +23,6 @@ from mmbackbones.ops.deformable_attention import discrete_sample
 from mmbackbones.ops.predictions import BoxTargets
 from mmbackbones.registry import MODELS
 
-GOLDEN = Path(__file__).parent / 'golden' / 'rtdetr_state_dict.json'
 versions = pytest.mark.parametrize('version', DECODERS)
 CHOICES = (
     dict(),
@@ -56,18 +52,7 @@ def test_names_and_shapes_match_the_golden_file(version, size):
         network = nn.ModuleDict(
             dict(zip(('encoder', 'decoder'), build(version, TOYS[size]), strict=True))
         )
-    state = network.state_dict()
-    lines = sorted(f'{name} {list(value.shape)}' for name, value in state.items())
-    found = {
-        'num_keys': len(lines),
-        'num_params': sum(p.numel() for p in network.parameters()),
-        'sha256': hashlib.sha256('\n'.join(lines).encode()).hexdigest(),
-    }
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    if os.environ.get('ACCEPT_GOLDEN') == '1':
-        golden[f'{version} {size}'] = found
-        GOLDEN.write_text(json.dumps(golden, indent=2) + '\n')
-    assert golden[f'{version} {size}'] == found
+    assert_golden_names('rtdetr_state_dict.json', f'{version} {size}', network)
 
 
 def bound_of(weight: Tensor) -> float:

@@ -3,15 +3,20 @@
 from functools import cache
 
 import pytest
-import torch
+from backbone_helpers import image
 from dfine_helpers import calibrate, number_by_rows, randomise
+from parity_helpers import (
+    all_layers,
+    compare_files,
+    compare_with_transformers,
+    load_converted,
+)
 from rtdetr_helpers import STRIDES, build
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.testing import assert_close
 
 from mmbackbones.backbones import ResNetVD
-from mmbackbones.convert import from_ours, to_ours
+from mmbackbones.convert import from_ours
 
 transformers = pytest.importorskip('transformers', reason='needs transformers')
 
@@ -74,7 +79,7 @@ def build_pair(version: str) -> tuple[nn.ModuleDict, nn.Module]:
 @cache
 def _build_pair(version: str) -> tuple[nn.ModuleDict, nn.Module]:
     case = CASES[version]
-    theirs = calibrate(randomise(build_theirs(version)), image())
+    theirs = calibrate(randomise(build_theirs(version)), image(2, 3, 128, 128))
     backbone = ResNetVD(case['arch'])
     spec = dict(
         in_channels=backbone.out_channels,
@@ -89,44 +94,22 @@ def _build_pair(version: str) -> tuple[nn.ModuleDict, nn.Module]:
     )
     encoder, decoder = build(version, spec, num_classes=7)
     ours = nn.ModuleDict(dict(backbone=backbone, encoder=encoder, decoder=decoder))
-    state, conversion = to_ours(theirs.state_dict())
-    assert (conversion.source.family, conversion.dropped) == ('RTDETR', {})
-    missing, unexpected = ours.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) == {'decoder.anchors', 'decoder.valid_mask'}
-    assert set(from_ours(ours.state_dict(), 'hf')[1].dropped) == set(missing)
-    # Random networks of this depth amplify the rounding of float32.
-    return ours.double(), number_by_rows(theirs).double()
-
-
-def image(height: int = 128, width: int = 128) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, height, width, generator=generator)
+    load_converted(ours, theirs, 'RTDETR')
+    dropped = from_ours(ours.state_dict(), 'hf')[1].dropped
+    assert set(dropped) == {'decoder.anchors', 'decoder.valid_mask'}
+    return ours, number_by_rows(theirs).double()
 
 
 @cases
 @sizes
 def test_evaluation_equals_that_of_transformers(version, size):
-    ours, theirs = build_pair(version)
-    x = image(*size).double()
-    with torch.no_grad():
-        found = ours.decoder(ours.encoder(ours.backbone(x))).queries
-        expected = theirs(x)
-    assert expected.logits.std() > 0.1
-    assert_close(found.logits[0], expected.logits, atol=1e-5, rtol=1e-5)
-    assert_close(found.boxes[0], expected.pred_boxes, atol=1e-5, rtol=1e-5)
+    compare_with_transformers(*build_pair(version), image(2, 3, *size))
 
 
 @cases
 @sizes
 def test_all_layers_equal_those_of_transformers(version, size):
-    ours, theirs = build_pair(version)
-    x = image(*size).double()
-    # All layers are returned in training, but statistics must stay what they are.
-    ours.decoder.training = theirs.model.decoder.training = True
-    with torch.no_grad():
-        output = ours.decoder(ours.encoder(ours.backbone(x)))
-        expected = theirs.model(x)
+    output, expected = all_layers(*build_pair(version), image(2, 3, *size))
     found = output.queries
     for mine, other in (
         (found.logits, expected.intermediate_logits.transpose(0, 1)),
@@ -139,15 +122,4 @@ def test_all_layers_equal_those_of_transformers(version, size):
 
 @cases
 def test_files_of_transformers_are_read_and_written(version, tmp_path):
-    theirs = randomise(build_theirs(version))
-    theirs.save_pretrained(tmp_path)
-    file = load_file(tmp_path / 'model.safetensors')
-    state, _ = to_ours(theirs.state_dict())
-    assert_close(to_ours(file)[0], state, rtol=0, atol=0)
-    back, conversion = from_ours(state, 'hf')
-    assert conversion.dropped == {}
-    # A file holds each tensor once, and not under its name of newer versions.
-    twice = {name for name in back if name.startswith(('class_embed', 'bbox_embed'))}
-    assert_close({n: back[n] for n in back.keys() - twice}, file, rtol=0, atol=0)
-    again = type(theirs).from_pretrained(None, config=theirs.config, state_dict=back)
-    assert_close(again.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    compare_files(build_theirs(version), tmp_path)

@@ -9,15 +9,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from backbone_helpers import fill, image
-from dfine_helpers import calibrate, features, named_tensors, randomise, targets
+from dfine_helpers import calibrate, features, randomise, targets
+from official_helpers import official_targets, stacked
+from parity_helpers import (
+    Network,
+    assert_equal_gradients,
+    assert_equal_tensors,
+    compare_evaluation,
+    compare_rectangles,
+    compare_training,
+    shapes,
+    untouched_by,
+)
 from rtdetr_helpers import TOYS, build, build_official, official_modules
-from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mmbackbones.backbones import HGNetV2, ResNetVD
 from mmbackbones.convert import from_ours, to_ours
-from mmbackbones.layers.position import sincos_position_2d
-from mmbackbones.ops.predictions import BoxTargets, DecoderOutput, QueryPredictions
+from mmbackbones.ops.predictions import DecoderOutput
 
 pytestmark = pytest.mark.parity
 
@@ -46,17 +55,6 @@ def second() -> SimpleNamespace:
         yield modules
 
 
-class Network(nn.Module):
-    """Encoder and decoder in a row."""
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def forward(self, maps: list[Tensor], targets: object = None) -> object:
-        return self.decoder(self.encoder(list(maps)), targets)
-
-
 def build_pair(
     official: SimpleNamespace, size: str, **choices: object
 ) -> tuple[Network, Network]:
@@ -77,20 +75,6 @@ def build_pair(
     return ours, theirs
 
 
-def official_targets(flat: BoxTargets) -> list[dict[str, Tensor]]:
-    labels, boxes = flat.labels.split(flat.sizes), flat.boxes.split(flat.sizes)
-    return [
-        dict(labels=label, boxes=box) for label, box in zip(labels, boxes, strict=True)
-    ]
-
-
-def stacked(layers: list[dict]) -> QueryPredictions:
-    return QueryPredictions(
-        torch.stack([layer['pred_logits'] for layer in layers]),
-        torch.stack([layer['pred_boxes'] for layer in layers]),
-    )
-
-
 def as_ours(out: dict) -> DecoderOutput:
     """The official output dictionary as our dataclass, but for the pairs."""
     aux = out.get('aux_outputs', [])
@@ -106,120 +90,58 @@ def as_ours(out: dict) -> DecoderOutput:
     )
 
 
-def assert_equal_tensors(ours: dict, theirs: dict, tolerance: float) -> None:
-    assert ours.keys() == theirs.keys()
-    errors = {
-        name: (ours[name] - theirs[name]).abs().max().item()
-        / max(1.0, theirs[name].abs().max().item())
-        for name in theirs
-    }
-    print(f'largest error {max(errors.values()):.2e}')
-    assert {k: v for k, v in errors.items() if not v <= tolerance} == {}
-
-
-def compare_evaluation(ours: Network, theirs: Network, size: str) -> None:
-    ours.eval()
-    with torch.no_grad():
-        maps = features(TOYS[size], 128, 128)
-        fused = theirs.encoder(list(maps))
-        assert_equal_tensors(
-            dict(enumerate(ours.encoder(maps))), dict(enumerate(fused)), 1e-5
-        )
-        found = named_tensors(ours.decoder(fused))
-        expected = named_tensors(as_ours(theirs.decoder(fused)))
-    assert expected.keys() == {'queries.logits', 'queries.boxes'}
-    assert_equal_tensors(found, expected, 1e-5)
+def without_denoising(out: dict) -> DecoderOutput:
+    """Of no boxes: v2 has a dummy, whose predictions no loss reads."""
+    return as_ours({**out, 'dn_aux_outputs': None})
 
 
 @toys
 def test_evaluation_equals_the_official_one(official, size):
-    compare_evaluation(*build_pair(official, size), size)
+    maps = features(TOYS[size], 128, 128)
+    compare_evaluation(*build_pair(official, size), maps, as_ours)
 
 
 @pytest.mark.parametrize('choices', V2_CHOICES, ids=str)
 def test_choices_of_v2_equal_the_official_ones(second, choices):
-    compare_evaluation(*build_pair(second, 'R18', **choices), 'R18')
+    maps = features(TOYS['R18'], 128, 128)
+    compare_evaluation(*build_pair(second, 'R18', **choices), maps, as_ours)
 
 
 @toys
 @pytest.mark.parametrize('sizes', [(0, 0), (3, 0), (2, 7)])
 def test_training_and_gradients_equal_the_official_ones(official, size, sizes):
-    compare_training(*build_pair(official, size), size, sizes)
+    compare_gradients(*build_pair(official, size), size, sizes)
 
 
 @pytest.mark.parametrize('choices', V2_CHOICES[1:], ids=str)
 def test_training_with_choices_of_v2_equals_the_official_one(second, choices):
-    compare_training(*build_pair(second, 'R18', **choices), 'R18', (2, 7))
+    compare_gradients(*build_pair(second, 'R18', **choices), 'R18', (2, 7))
 
 
-def compare_training(
+def compare_gradients(
     ours: Network, theirs: Network, size: str, sizes: tuple[int, ...]
 ) -> None:
-    # Gradients through batch statistics cancel to little: float32 cannot tell.
-    ours, theirs = (net.double().train() for net in (ours, theirs))
-    maps = [x.double() for x in features(TOYS[size], 128, 128)]
-    truth = targets(*sizes)
-    outputs, gradients = [], []
-    for net, args in ((ours, truth), (theirs, official_targets(truth))):
-        torch.manual_seed(3)  # the same noise in the denoising queries
-        output = net(maps, args)
-        output = named_tensors(output if net is ours else as_ours(output))
-        if not sum(sizes):  # v2 has a dummy, whose predictions no loss reads
-            output = {k: v for k, v in output.items() if 'denoising' not in k}
-        generator = torch.Generator().manual_seed(4)
-        sum(
-            (output[name] * torch.randn(output[name].shape, generator=generator)).sum()
-            for name in sorted(output)
-        ).backward()
-        outputs.append(output)
-        gradients.append({k: p.grad for k, p in net.named_parameters()})
-    assert ('denoising.boxes' in outputs[0]) == (sum(sizes) > 0)
-    assert_equal_tensors(*outputs, 1e-6)
-
-    mine, official_ones = gradients
-    names = [name for name, _ in to_ours(theirs.state_dict())[0].items()]
-    official_ones = to_ours(
-        {k: torch.full((1,), torch.nan) if g is None else g
-         for k, g in official_ones.items()}
-    )[0]  # fmt: skip
-    assert official_ones.keys() <= set(names)
-    untouched = {name for name, grad in official_ones.items() if grad.isnan().any()}
+    maps, truth = features(TOYS[size], 128, 128), targets(*sizes)
+    reader = as_ours if sum(sizes) else without_denoising
+    output, mine, grads = compare_training(ours, theirs, maps, truth, reader)
+    assert ('denoising.boxes' in output) == (sum(sizes) > 0)
+    nothing = torch.full((1,), torch.nan)
+    grads, _ = to_ours({k: nothing if g is None else g for k, g in grads.items()})
+    assert grads.keys() <= shapes(ours).keys()
+    untouched = {name for name, grad in grads.items() if grad.isnan().any()}
+    # Of no boxes v1 leaves the embedding out, v2 sees its dummy.
     expected = {name for name, p in ours.named_parameters() if not p.requires_grad}
-    if not sum(sizes):
-        # v1 leaves it out, which stops distributed training; v2 sees its dummy.
-        expected.add('decoder.denoising_class_embed.weight')
-        assert not mine['decoder.denoising_class_embed.weight'].any()
+    expected |= untouched_by(truth, mine)
     assert untouched <= expected
-    scale = max(g.abs().max() for g in official_ones.values() if not g.isnan().any())
-    errors = {
-        name: ((mine[name] - grad).abs().max() / grad.abs().max().clamp(1e-4 * scale))
-        for name, grad in official_ones.items()
-        if name not in expected
-    }
-    print(f'largest error of a gradient {max(errors.values()):.2e}')
-    assert {k: v for k, v in errors.items() if not v <= 1e-5} == {}
+    assert_equal_gradients(
+        mine, {name: grad for name, grad in grads.items() if name not in expected}
+    )
 
 
 @toys
-def test_other_shapes_equal_the_official_ones_with_its_grid_corrected(
-    official, size, monkeypatch
-):
-    ours, theirs = (net.double() for net in build_pair(official, size))
-    ours.eval()
-    # Anchors and positions of the maps that come in, as upstream does in training.
-    theirs.encoder.eval_spatial_size = theirs.decoder.eval_spatial_size = None
-    maps = [x.double() for x in features(TOYS[size], 96, 160)]
-    with torch.no_grad():
-        found = named_tensors(ours(maps))
-        transposed = as_ours(theirs(maps)).queries.boxes
-        monkeypatch.setattr(
-            theirs.encoder,
-            'build_2d_sincos_position_embedding',
-            lambda w, h, dim, temperature: sincos_position_2d(h, w, dim, temperature),
-        )
-        expected = named_tensors(as_ours(theirs(maps)))
-    assert_equal_tensors(found, expected, 1e-6)
-    assert (transposed - expected['queries.boxes']).abs().max() > 1e-3
+def test_other_shapes_equal_the_official_ones_with_its_grid_corrected(official, size):
+    maps = features(TOYS[size], 96, 160)
+    compare_rectangles(*build_pair(official, size), maps, as_ours)
 
 
 @toys

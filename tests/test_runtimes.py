@@ -152,6 +152,15 @@ def test_programs_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"PyTorch refuses .*broken.pt2'"):
         Inferencer(tmp_path / 'broken.pt2')
 
+    class Sum(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    program = torch.export.export(Sum(), (torch.ones(1), torch.ones(1)))
+    torch.export.save(program, tmp_path / 'foreign.pt2')
+    with pytest.raises(ValueError, match='has no metadata'):
+        Inferencer(tmp_path / 'foreign.pt2')
+
 
 def test_missing_runtimes_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

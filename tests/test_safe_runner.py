@@ -125,6 +125,72 @@ def test_a_first_start_takes_the_weights_that_the_config_names(
         assert all(equal) == (work_dir == tmp_path)
 
 
+def test_weights_alone_are_not_resumed_from(run: Path, tmp_path: Path) -> None:
+    """Else the optimiser would start anew, and nobody be told."""
+    (best,) = run.glob('best*')
+    plain = tmp_path / 'plain.pth'
+    torch.save(torch.load(best, weights_only=False)['state_dict'], plain)
+    for path, lacking in (
+        (best, 'lacks optimizer: it'),
+        (plain, 'lacks epoch, iter, message_hub, optimizer: it'),
+    ):
+        runner = noisy_runner(tmp_path, resume=True, load_from=str(path))
+        with pytest.raises(ValueError, match=f'{path.name}.*{lacking} holds weights'):
+            runner.train()
+
+
+def test_a_run_that_saves_no_optimiser_is_resumed_with_a_warning(
+    tmp_path: Path,
+) -> None:
+    checkpoint = dict(type='SafeCheckpointHook', interval=1, save_optimizer=False)
+    hooks = dict(checkpoint=checkpoint, stage_switch=None)
+    noisy_runner(tmp_path, hooks=hooks).train()
+    messages: list[str] = []
+    runner = noisy_runner(tmp_path, hooks=hooks, resume=True)
+    runner.logger.warning = lambda text, *args: messages.append(text)
+    runner.train()
+    assert any('has no optimizer, which starts anew' in text for text in messages)
+
+
+@pytest.mark.parametrize('scheduled', [True, False])
+def test_a_learning_rate_that_was_lowered_holds(
+    tmp_path: Path, scheduled: bool
+) -> None:
+    """Also after the best of the first stage is loaded, which has the former."""
+    overrides = {} if scheduled else dict(param_scheduler=None)
+    rates: dict[float, dict[int, float]] = {}
+
+    def runner_of(folder: str, lr: float, end: int = -1) -> Runner:
+        def at(event: str, runner: Runner) -> None:
+            if runner.iter == end:
+                raise InterruptedError
+            (rate,) = runner.optim_wrapper.get_lr()['lr']
+            rates.setdefault(lr, {})[runner.iter] = rate
+
+        wrapper = dict(optimizer=dict(type='AdamW', lr=lr))
+        return noisy_runner(
+            tmp_path / folder, at=at, optim_wrapper=wrapper, resume=True, **overrides
+        )
+
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(InterruptedError):
+        runner_of('a', 0.05, end=9).train()
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    runner_of('a', 0.05).train()
+    messages: list[str] = []
+    lowered = runner_of('b', 0.005)
+    lowered.logger.warning = lambda text, *args: messages.append(text)
+    lowered.train()
+    said = [text for text in messages if 'as stated now, 0.005,' in text]
+    assert said and 'checkpoint, 0.05;' in said[0]
+    assert min(rates[0.005]) == 9
+    for iteration, rate in rates[0.005].items():
+        # The best that is reloaded may be of another epoch, whose warm-up it repeats.
+        assert rate <= 0.005
+        if iteration <= 12:
+            assert rate == pytest.approx(rates[0.05][iteration] / 10)
+
+
 def test_nothing_whole_is_an_error(work_dir: Path) -> None:
     for path in work_dir.glob('*.pth'):
         path.write_bytes(path.read_bytes()[:-100])

@@ -1,5 +1,6 @@
 """Final stage: pipeline, multi-scale, reload of the best, resume on either side."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,16 @@ def test_missing_metric_is_said(tmp_path: Path) -> None:
     runner.logger.warning = lambda message, *args: messages.append(message)
     runner.train()
     assert any("'coco/segm_mAP'" in m and METRIC in m for m in messages)
+
+
+def test_nan_is_not_the_best(tmp_path: Path) -> None:
+    """It would stay so: nothing is greater."""
+    hook_cfgs = hooks(1)
+    del hook_cfgs['checkpoint']
+    scores = [math.nan, 0.1, math.nan, 0.3]
+    runner = toy_runner(tmp_path, hook_cfgs, max_epochs=4, scores=scores)
+    runner.train()
+    assert runner.message_hub.get_info('stage_switch')['best_score'] == 0.1
 
 
 def test_validation_alone_saves_nothing(tmp_path: Path) -> None:

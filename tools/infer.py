@@ -42,6 +42,9 @@ def parse_args() -> argparse.Namespace:
         '--tile', type=int, help='cut large images into windows of this side, in pixels'
     )
     parser.add_argument(
+        '--overlap', type=float, default=0.25, help='share of windows (0.25)'
+    )
+    parser.add_argument(
         '--format',
         nargs='+',
         choices=tuple(FORMATS),
@@ -86,12 +89,14 @@ def main() -> None:
         args.out_dir, model.info.task, pictures=not args.no_pictures, formats=formats
     )
     writer.check_names(source.names)
+    writer.check_sources(source.paths)
     results = model.predict(
         source,
         batch_size=args.batch_size,
         conf=args.conf,
         classes=args.classes,
         tile=args.tile,
+        overlap=args.overlap,
         half=args.half,
         compile=args.compile,
         skip_unreadable=args.skip_unreadable,

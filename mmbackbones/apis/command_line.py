@@ -4,13 +4,23 @@ A mistake of the user ends with one line and exit status 2, not with a traceback
 """
 
 import argparse
+import difflib
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
-__all__ = ['make_parser', 'run_tool']
+__all__ = ['check_keys', 'make_parser', 'run_tool']
+
+# What the Runner looks up in a config besides its own arguments.
+_OPTIONAL_KEYS = (
+    *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval'),
+    *('custom_imports', 'find_unused_parameters', 'model_wrapper_cfg'),
+    *('runner_type', 'sync_bn'),
+)
 
 
 def make_parser(
@@ -47,6 +57,28 @@ def make_parser(
     )
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
     return parser
+
+
+def check_keys(cfg: Config, options: Iterable[str]) -> None:
+    """See that something reads what `--cfg-options` sets.
+
+    Args:
+        cfg: of the file.
+        options: dotted keys; only what stands first is looked at. Whoever builds from
+            the rest refuses what it does not know.
+
+    Raises:
+        ValueError: a key that is misspelt, which would change nothing in silence.
+    """
+    known = {*cfg, *inspect.signature(Runner).parameters, *_OPTIONAL_KEYS}
+    for option in options:
+        key = option.partition('.')[0]
+        if key not in known:
+            similar = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(
+                f'--cfg-options {option}: neither the config nor the Runner has {key!r}'
+                + (f'; did you mean {similar[0]!r}?' if similar else '')
+            )
 
 
 def run_tool(main: Callable[[], None]) -> None:

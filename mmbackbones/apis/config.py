@@ -13,8 +13,11 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import exists
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
-from mmbackbones.apis.cpu_processes import init_cpu_processes
+from mmbackbones.apis.command_line import check_keys
+from mmbackbones.apis.cpu_processes import check_launcher, init_cpu_processes
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.seg_classes import resolve_seg_classes
 from mmbackbones.engine import mlflow_names, shared_buffers  # noqa: F401  (register)
@@ -61,7 +64,8 @@ def load_config(
         cfg_options: dotted keys to values.
 
     Raises:
-        ValueError: the file does not exist, or the work dir cannot be written.
+        ValueError: the file does not exist, the work dir cannot be written, or an
+            option has a key at its top that nothing reads.
     """
     if not Path(path).is_file():
         raise ValueError(f'config file {path!r} does not exist; see configs/')
@@ -71,6 +75,7 @@ def load_config(
     if new_root is not None:
         _rebase(cfg, str(new_root))
     if options:
+        check_keys(cfg, options)
         cfg.merge_from_dict(options)
     default = cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     cfg.work_dir = work_dir or default
@@ -193,7 +198,11 @@ def prepare(cfg: Config, *, training: bool = True) -> Config:
 
     Returns:
         The same config.
+
+    Raises:
+        ValueError: the data do not fit; several processes without a launcher.
     """
+    check_launcher(cfg.get('launcher', 'none'))
     if is_segmentor(cfg):
         resolve_seg_classes(cfg)
     elif 'model' in cfg and 'decoder' in cfg.model:
@@ -243,8 +252,14 @@ def _check_pretrained(cfg: Config, training: bool) -> None:
         )
 
 
+def _is_amp(wrapper: ConfigDict) -> bool:
+    kind = wrapper.get('type')
+    kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(kind, type) and issubclass(kind, AmpOptimWrapper)
+
+
 def _fit_to_cpu(cfg: Config) -> None:
-    if 'optim_wrapper' in cfg and 'loss_scale' in cfg.optim_wrapper:
+    if 'optim_wrapper' in cfg and _is_amp(cfg.optim_wrapper):
         set_amp(cfg, False)
         _say('no GPU: mixed precision is off')
     cfg.sync_bn = None

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-__all__ = ['init_cpu_processes']
+__all__ = ['check_launcher', 'init_cpu_processes']
 
 # What a launcher calls rank, number of processes and rank within the machine.
 _NAMES = dict(
@@ -23,6 +23,20 @@ _NAMES = dict(
         'OMPI_COMM_WORLD_LOCAL_RANK',
     ),
 )
+
+
+def check_launcher(launcher: str) -> None:
+    """See that processes which torchrun started know of each other, on GPUs too.
+
+    Raises:
+        ValueError: `launcher` is 'none' in one of several.
+    """
+    count = os.environ.get('WORLD_SIZE', '1')
+    if launcher == 'none' and 'LOCAL_RANK' in os.environ and count != '1':
+        raise ValueError(
+            f'{count} processes were started, but --launcher is none: each would do '
+            'all of the work, in the same work dir. Add --launcher pytorch'
+        )
 
 
 def init_cpu_processes(launcher: str, *, timeout: float | None = None) -> None:

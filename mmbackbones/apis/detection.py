@@ -1,5 +1,7 @@
 """From a config and a checkpoint to a detector that predicts."""
 
+import re
+
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -13,6 +15,8 @@ from mmbackbones.engine.load_report import fit_state_dict
 
 __all__ = ['build_detector']
 
+# Not of the encoder, which may score its tokens without classes.
+_ROWS = re.compile(r'decoder\.dec_score_head\.\d+\.weight$')
 # Releases carry no names; their number of rows says which list they have.
 _UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _RELEASED = {
@@ -44,20 +48,21 @@ def build_detector(
     """
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     loaded['state_dict'], _ = to_ours(loaded['state_dict'])
-    rows = loaded['state_dict'].get('decoder.enc_score_head.weight')
-    if rows is None:
+    rows = [value for key, value in loaded['state_dict'].items() if _ROWS.match(key)]
+    if not rows:
         raise ValueError(
             f'checkpoint {checkpoint!r} is not that of a detector: it has no '
-            'decoder.enc_score_head.weight'
+            'decoder.dec_score_head'
         )
-    cfg.model.decoder.num_classes = len(rows)
+    num_classes = len(rows[0])
+    cfg.model.decoder.num_classes = num_classes
     cfg.model.backbone.init_cfg = None
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     state_dict, report = fit_state_dict(model, loaded)
     model.load_state_dict(state_dict, strict=False)
     print(report)
-    model.dataset_meta = _dataset_meta(cfg, loaded.get('meta', {}), len(rows))
+    model.dataset_meta = _dataset_meta(cfg, loaded.get('meta', {}), num_classes)
     return model.to(device or get_device()).eval()
 
 

@@ -17,7 +17,7 @@ from mmbackbones.export.description import (
     resize_mode,
     slide_of,
 )
-from mmbackbones.export.files import SUFFIXES, open_file, write_file
+from mmbackbones.export.files import SUFFIXES, named, open_file, write_file
 from mmbackbones.export.graph import BackboneGraph, build_graph
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.report import (
@@ -122,11 +122,8 @@ def export_model(
     slide = _slide(cfg, model, size_hw, options)
     reference = _graph(model, slide, options)
     info = _describe(cfg, model, reference, size_hw, slide, options)
-    folder = Path(options.out).parent if options.out else Path(cfg.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(options.out or folder / Path(name).stem).with_suffix(
-        SUFFIXES[options.format]
-    )
+    path = named(options.out or Path(cfg.work_dir, Path(name).stem), options.format)
+    path.parent.mkdir(parents=True, exist_ok=True)
     paths = _find(options)
     batch_size = 1 if options.dynamic_batch else options.batch_size
 
@@ -197,6 +194,8 @@ def _check(cfg: Config, options: ExportOptions) -> None:
         raise ValueError('format executorch takes a fixed batch; leave --dynamic-batch')
     if options.evaluate and options.backbone:
         raise ValueError('a bare backbone predicts nothing that could be evaluated')
+    if options.out is not None:
+        named(options.out, options.format)
 
 
 def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
@@ -259,13 +258,11 @@ def _compare(
     paths: list[str],
     options: ExportOptions,
 ) -> None:
-    """Fill the report; a format without a runtime here leaves it empty."""
+    """Fill the report."""
     batch_size = 1 if options.dynamic_batch else options.batch_size
     exported = open_file(
         report.file, options.format, reference.output_names, info, batch_size
     )
-    if exported is None:
-        return
     report.runtime = exported.name
     if not paths:
         report.notes.append('compared on noise: give --images to compare on pictures')
@@ -287,7 +284,7 @@ def _compare(
             'metric': key,
             'pytorch': round(value, 4),
             exported.name: round(other, 4),
-            'lost': round(value - other, 4),
+            'lost': round(value - other, 4) + 0.0,  # no -0.0
         }
 
 

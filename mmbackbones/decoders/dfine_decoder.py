@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mmbackbones.decoders.detr_decoder import DETRDecoder
-from mmbackbones.layers.attention import GatedDecoderLayer, Visibility
+from mmbackbones.layers.attention import Visibility
+from mmbackbones.layers.decoder_layer import GatedDecoderLayer
 from mmbackbones.layers.mlp import MLP
 from mmbackbones.ops.boxes import inverse_sigmoid
 from mmbackbones.ops.distribution import (

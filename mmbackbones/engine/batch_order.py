@@ -111,18 +111,27 @@ class ResumableBatches:
         start, self.start = self.start, 0
         yield from islice(self._from_the_first(self.epoch), start, None)
 
+    def refuse_nothing(self) -> None:
+        """Of an epoch without a batch: training would end, or search, in silence.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            'the training set gives no batch: with drop_last each process needs at '
+            f'least batch_size = {self.batch_size} samples; lower '
+            'train_dataloader.batch_size, or set train_dataloader.drop_last=False'
+        )
+
     def _from_the_first(self, epoch: int) -> Iterator[SeededBatch]:
         while True:
             number = -1
             for number, indices in enumerate(self.batches):
                 yield SeededBatch(indices, (self.seed, get_rank(), epoch, number))
+            if number < 0:
+                self.refuse_nothing()
             if not self.endless:
                 return
-            if number < 0:
-                raise ValueError(
-                    'the training set gives no batch: with drop_last it needs at '
-                    f'least batch_size = {self.batch_size} samples'
-                )
             epoch += 1
             if hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(epoch)
@@ -137,11 +146,16 @@ def make_resumable(
         loader: of a data set with indices.
         seed: of the run.
         endless: as of `ResumableBatches`.
+
+    Raises:
+        ValueError: an epoch would have no batch.
     """
     inner = loader.batch_sampler
     if isinstance(inner, ResumableBatches):
         inner = inner.batches
     batches = ResumableBatches(inner, seed=seed, endless=endless)
+    if len(batches) == 0:
+        batches.refuse_nothing()
     # torch refuses this as an attribute, since an iterator under way would not
     # notice; a new loader would hide `batch_size` and `sampler` from hooks.
     vars(loader)['batch_sampler'] = batches

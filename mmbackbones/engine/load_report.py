@@ -32,6 +32,8 @@ __all__ = ['LoadReport', 'LoadReportHook', 'fit_state_dict']
 _CLASS_ROWS = re.compile(
     r'(^|\.)(enc_score_head|dec_score_head\.\d+|denoising_class_embed)\.(weight|bias)$'
 )
+# Not of the encoder, which may score its tokens without classes.
+_CLASS_COUNT = re.compile(r'(^|\.)dec_score_head\.\d+\.bias$')
 # Follow from the size of the input, which the model may have another idea of.
 _COMPUTED = re.compile(r'(^|\.)(anchors|valid_mask|num_batches_tracked)$')
 _ENOUGH = 0.5
@@ -133,7 +135,11 @@ def fit_state_dict(
     for key, value in source.items():
         if key not in target:
             report.dropped[key] = 'not in the model'
-        elif rows is not None and _CLASS_ROWS.search(key):
+        elif (
+            rows is not None
+            and _CLASS_ROWS.search(key)
+            and _has_rows(value, target[key], rows)
+        ):
             fitted[key] = _take_rows(value, target[key], rows)
             report.by_class.append(key)
         elif value.shape != target[key].shape:
@@ -176,7 +182,7 @@ def _class_rows(
 
     None: the rows can be taken as they are, or there are none.
     """
-    key = next((key for key in source if 'enc_score_head.bias' in key), None)
+    key = next((key for key in source if _CLASS_COUNT.search(key)), None)
     if key is None or key not in target:
         return None
     num_source, num_target = len(source[key]), len(target[key])
@@ -209,6 +215,12 @@ def _class_rows(
         f'{origin}' + (f'; as initialised: {_some(new)}' if new else '')
     )
     return rows
+
+
+def _has_rows(value: Tensor, current: Tensor, rows: Sequence[int | None]) -> bool:
+    """Whether both have a row for each class, and not one for all."""
+    last = max((row for row in rows if row is not None), default=0)
+    return len(value) > last and len(current) >= len(rows)
 
 
 def _take_rows(value: Tensor, current: Tensor, rows: Sequence[int | None]) -> Tensor:

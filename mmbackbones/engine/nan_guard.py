@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -38,11 +39,16 @@ class NanGuardHook(Hook):
     own loss is not finite has the cause. With a loss scaler a finite loss whose
     scaled gradient overflows is part of its search for a scale, and not recorded.
 
+    Where gradients are accumulated, a step has several iterations. One whose loss is
+    not finite spoils the step: statistics go back at once, the step is not taken, and
+    it is that iteration which is recorded.
+
     After `patience` steps in a row the run stops. The scaler starts at 2**16 and
     halves, so that 20 steps are beyond any search.
 
-    Reads from the device once a step: the norm that mmengine logs anyway (it is
-    handed on as a number), or its own where nothing is clipped.
+    Reads from the device once an iteration: the norm that mmengine logs anyway (it is
+    handed on as a number), or its own where nothing is clipped; before a step is
+    complete, the loss.
 
     Priority HIGH: before the average is updated.
 
@@ -61,12 +67,13 @@ class NanGuardHook(Hook):
             raise ValueError(f'patience is {patience}; give 1 or more')
         self.patience = patience
         self._in_a_row = 0
+        self._causes: list[dict] = []  # entries of the step under way
         self._forget_step()
 
     def before_train(self, runner: Runner) -> None:
         """Step between loss, clipping and optimiser."""
         wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
+        if isinstance(wrapper, OptimWrapperDict):
             raise ValueError(
                 f'NanGuardHook guards one optimiser, not {type(wrapper).__name__}; '
                 'leave out default_hooks.nan_guard'
@@ -96,36 +103,35 @@ class NanGuardHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Account for a step that was not taken."""
-        skipped, loss, norm = self._skipped, self._loss, self._norm
+        loss, norm, skipped = self._loss, self._norm, self._skipped
         self._forget_step()
+        entry = partial(self._entry, runner, loss, data_batch, outputs)
+        if not runner.optim_wrapper.should_update():
+            if isinstance(loss, Tensor) and not loss.isfinite():
+                self._restore_statistics()
+                self._causes.append(entry())
+            return
+        causes, self._causes = self._causes, []
         if not skipped:
             self._in_a_row = 0
             return
-        if self._statistics:
-            torch._foreach_copy_(self._statistics, self._backup)
+        self._restore_statistics()
         self._in_a_row += 1
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        scale = None if scaler is None else scaler.get_scale()
-        loss = float(loss)
-        if scaler is not None and scale >= 1 and math.isfinite(loss):
+        if not causes or not math.isfinite(loss):
+            causes.append(entry())
+        for cause in causes:
+            cause['grad_norm'] = str(norm)
+        scale = causes[-1]['loss_scale']
+        searching = scale is not None and scale >= 1
+        if searching and all(math.isfinite(float(cause['loss'])) for cause in causes):
             runner.logger.info(
                 f'Iteration {runner.iter + 1}: gradient overflow, step skipped, loss '
                 f'scale now {scale:g}'
             )
         else:
-            entry = dict(
-                iteration=runner.iter + 1,
-                epoch=runner.epoch + 1,
-                loss=str(loss),
-                not_finite=_not_finite(outputs or {}),
-                grad_norm=str(norm),
-                lr=runner.optim_wrapper.get_lr(),
-                loss_scale=scale,
-                images=_names(data_batch),
-            )
-            self._record(runner, entry)
+            self._record(runner, causes)
         if self._in_a_row >= self.patience:
-            raise ValueError(self._diagnosis(runner, loss, norm, outputs or {}))
+            raise ValueError(self._diagnosis(runner, causes[-1]))
 
     def after_train(self, runner: Runner) -> None:
         """Say how often it happened."""
@@ -141,6 +147,29 @@ class NanGuardHook(Hook):
         self._norm: float | None = None
         self._stepped = False
         self._skipped = False
+
+    def _restore_statistics(self) -> None:
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._backup)
+
+    def _entry(
+        self,
+        runner: Runner,
+        loss: Tensor | float,
+        data_batch: object,
+        outputs: Mapping | None,
+    ) -> dict:
+        """What is recorded of this iteration."""
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        return dict(
+            iteration=runner.iter + 1,
+            epoch=runner.epoch + 1,
+            loss=str(float(loss)),
+            not_finite=_not_finite(outputs or {}),
+            lr=runner.optim_wrapper.get_lr(),
+            loss_scale=None if scaler is None else scaler.get_scale(),
+            images=_names(data_batch),
+        )
 
     def _watch_loss(self, wrapper: OptimWrapper, update: Callable) -> Callable:
         def update_params(loss: Tensor, *args: object, **kwargs: object) -> None:
@@ -170,10 +199,12 @@ class NanGuardHook(Hook):
             self._skipped = True
             optimizer.zero_grad(set_to_none=True)  # nothing is left to step with
 
-    def _record(self, runner: Runner, entry: dict) -> None:
+    def _record(self, runner: Runner, entries: Sequence[dict]) -> None:
+        """Count a step, and note what spoilt it."""
         hub, path = runner.message_hub, _path(runner)
         total = hub.runtime_info.get('nonfinite_steps', 0) + 1
         hub.update_info('nonfinite_steps', total)
+        entry = entries[-1]
         shown = ', '.join(map(str, entry['images'][:4])) or 'not known'
         runner.logger.warning(
             f'Iteration {entry["iteration"]}: loss {entry["loss"]}, gradient norm '
@@ -181,18 +212,16 @@ class NanGuardHook(Hook):
             f'in all). Images: {shown}; more in {path.name}'
         )
         try:
-            entries = json.loads(path.read_text()) if path.is_file() else []
-            write_text(path, json.dumps([*entries, entry][-_KEPT:], indent=1))
+            before = json.loads(path.read_text()) if path.is_file() else []
+            write_text(path, json.dumps([*before, *entries][-_KEPT:], indent=1))
         except (OSError, ValueError) as error:
             runner.logger.warning(f'{path} cannot be written: {error}')
 
-    def _diagnosis(
-        self, runner: Runner, loss: float, norm: float | None, outputs: Mapping
-    ) -> str:
-        terms = _not_finite(outputs)
+    def _diagnosis(self, runner: Runner, entry: Mapping) -> str:
+        loss, norm, terms = (entry[key] for key in ('loss', 'grad_norm', 'not_finite'))
         if terms:
             cause = f'these loss terms are not finite: {", ".join(terms)}'
-        elif not math.isfinite(loss):
+        elif not math.isfinite(float(loss)):
             cause = 'the loss is not finite, though its terms are'
         else:
             cause = 'the loss is finite, its gradient is not'

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmbackbones.engine.safe_checkpoint import SafeCheckpointHook
-from mmbackbones.engine.train_loops import forget_validation
+from mmbackbones.engine.train_loops import forget_validation, step_is_complete
 from mmbackbones.registry import HOOKS
 
 __all__ = ['PreemptionHook']
@@ -63,7 +63,8 @@ class PreemptionHook(Hook):
 
     Ranks agree: one that was signalled leaves with all others, after the same step.
     In a validation a single process leaves at once, and the validation is made up
-    for when the run is resumed; several processes leave after it.
+    for when the run is resumed; several processes leave after it. Where gradients
+    are accumulated, the step is finished first.
 
     Fires after iterations and validations. Keeps no state.
 
@@ -88,6 +89,7 @@ class PreemptionHook(Hook):
         self._signal: int | None = None
         self._former: dict[int, object] = {}
         self._training = False
+        self._leaving = False  # the same on all ranks
 
     def before_train(self, runner: Runner) -> None:
         """Listen for the signals from here on."""
@@ -123,9 +125,9 @@ class PreemptionHook(Hook):
     ) -> None:
         """Leave if a rank was signalled."""
         single = dist.get_world_size() == 1
-        if (single or self.every_n_train_iters(runner, self.agree_every)) and (
-            self._wanted()
-        ):
+        if single or self.every_n_train_iters(runner, self.agree_every):
+            self._agree()
+        if self._leaving and step_is_complete(runner):
             self._leave(runner, runner.iter + 1)
 
     def after_val_iter(
@@ -136,7 +138,12 @@ class PreemptionHook(Hook):
         outputs: object = None,
     ) -> None:
         """Leave a validation, where no other rank waits for its end."""
-        if self._training and self._signal and dist.get_world_size() == 1:
+        if (
+            self._training
+            and self._signal
+            and dist.get_world_size() == 1
+            and step_is_complete(runner)
+        ):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # the trained weights are back
@@ -147,19 +154,22 @@ class PreemptionHook(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Leave after a validation."""
-        if self._training and self._wanted():
+        if not self._training:
+            return
+        self._agree()
+        if self._leaving and step_is_complete(runner):
             self._leave(runner, runner.iter, again=True)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
-    def _wanted(self) -> bool:
-        """Whether any rank was signalled; the same answer on all of them."""
-        if dist.get_world_size() == 1:
-            return self._signal is not None
+    def _agree(self) -> None:
+        """Leave if any rank was signalled."""
+        if self._leaving:
+            return
         flag = torch.tensor(int(self._signal is not None))
         dist.all_reduce(flag, 'max')
-        return bool(flag)
+        self._leaving = bool(flag)
 
     def _leave(self, runner: Runner, done: int, *, again: bool = False) -> None:
         name = signal.Signals(self._signal).name if self._signal else 'Another rank'

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from mmbackbones.engine.atomic_files import POINTER, partial_path, write_text
 from mmbackbones.engine.disk_space import warn_of_full_disk
+from mmbackbones.engine.train_loops import step_is_complete
 from mmbackbones.registry import HOOKS
 
 __all__ = ['SafeCheckpointHook']
@@ -27,6 +28,7 @@ class SafeCheckpointHook(CheckpointHook):
     - an old file is removed when its successor is written, not before;
     - a write that fails (`SafeRunner` says so) is made up for at the next occasion;
       if the disk is full, the oldest of several states is given up for it;
+    - what is due while gradients are accumulated is saved after the step;
     - `last_checkpoint` is replaced at once;
     - before training, what the checkpoints will need is compared with the space
       there is.
@@ -66,6 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.iter_interval = iter_interval
         self._saved_iter: int | None = None
         self._failed = False
+        self._checkpoint_due = self._state_due = False
 
     def before_train(self, runner: Runner) -> None:
         """Find the folder, clear what a kill left there, look at its space."""
@@ -86,9 +89,17 @@ class SafeCheckpointHook(CheckpointHook):
         data_batch: dict | tuple | list | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Save where an interval ends."""
+        """Save where an interval ends, or when the step that it ends in is complete."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self.iter_interval and self.every_n_train_iters(runner, self.iter_interval):
+            self._state_due = True
+        if not step_is_complete(runner):
+            return
+        checkpoint_due, state_due = self._checkpoint_due, self._state_due
+        self._checkpoint_due = self._state_due = False
+        if checkpoint_due:
+            super()._save_checkpoint(runner)
+        if state_due:
             self.save_state(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
@@ -174,6 +185,12 @@ class SafeCheckpointHook(CheckpointHook):
         states[0].unlink(missing_ok=True)
         return True
 
+    def _save_checkpoint(self, runner: Runner) -> None:
+        if self.by_epoch:
+            super()._save_checkpoint(runner)
+        else:
+            self._checkpoint_due = True
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         hub = runner.message_hub
         before = list(getattr(self, 'keep_ckpt_ids', ()))
@@ -204,7 +221,9 @@ class SafeCheckpointHook(CheckpointHook):
         pairs = zip(self.key_indicators, self.rules, strict=True)
         # All of them, whichever is better.
         improved = [self._save_if_best(runner, *pair, metrics) for pair in pairs]
-        if any(improved) and self.last_ckpt is not None:
+        if any(improved) and not step_is_complete(runner):
+            self._checkpoint_due = True
+        elif any(improved) and self.last_ckpt is not None:
             # Again, so that a resumed run knows the best.
             step = runner.epoch if self.by_epoch else runner.iter
             meta = dict(epoch=runner.epoch, iter=runner.iter)

@@ -14,6 +14,7 @@ from mmbackbones.engine.atomic_files import (
     put_in_place,
     resumable,
 )
+from mmbackbones.engine.stated_lr import keep_stated_lr
 from mmbackbones.engine.train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = ['SafeRunner']
@@ -33,6 +34,7 @@ class SafeRunner(Runner):
     - `resume='auto'`, or True without `load_from`, takes the newest checkpoint of the
       work dir that is whole. Where there is none the run starts as if it were not
       given: from `load_from`, if that is stated.
+    - A learning rate that was changed since a checkpoint holds, see `stated_lr`.
     - MMEngine's two train loops are replaced by those of `train_loops`, also where a
       config names theirs.
 
@@ -90,6 +92,41 @@ class SafeRunner(Runner):
             return False
         self.disk_is_full = False
         return True
+
+    def resume(self, *args: object, **kwargs: object) -> None:
+        """Take up a checkpoint, as `Runner` does, at the stated learning rate."""
+        with keep_stated_lr(self):
+            super().resume(*args, **kwargs)
+
+    def load_checkpoint(self, filename: str, *args: object, **kwargs: object) -> dict:
+        """Load weights, as `Runner.load_checkpoint` does; to resume, also the rest.
+
+        Raises:
+            ValueError: a run is to be resumed from a file that holds weights only.
+        """
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        if self._resume:
+            self._check_is_state(filename, checkpoint)
+        return checkpoint
+
+    def _check_is_state(self, filename: str, checkpoint: dict) -> None:
+        parts = {**checkpoint, **checkpoint.get('meta', {})}
+        lacks = [
+            key
+            for key in ('epoch', 'iter', 'message_hub', 'optimizer')
+            if key not in parts
+        ]
+        if lacks == ['optimizer'] and not any(
+            getattr(hook, 'save_optimizer', False) for hook in self.hooks
+        ):
+            self.logger.warning(f'{filename} has no optimizer, which starts anew')
+        elif lacks:
+            raise ValueError(
+                f'checkpoint {filename!r} is not one to resume from, it lacks '
+                f'{", ".join(lacks)}: it holds weights for use (as best_*.pth do). '
+                'Resume from an epoch_*.pth or resume_*.pth of the run, or start a new '
+                f'run from its weights with --cfg-options load_from={filename}'
+            )
 
     def load_or_resume(self) -> None:
         """Load what the config says, or find the checkpoint to go on from."""

@@ -12,6 +12,7 @@ Departs from the source:
 - no reload after the very last epoch, whose weights nothing would use.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from mmbackbones.engine.stated_lr import keep_stated_lr
 from mmbackbones.registry import HOOKS
 
 __all__ = ['StageSwitchHook', 'change_pipeline', 'unwrap']
@@ -159,9 +161,10 @@ class StageSwitchHook(Hook):
             return
         score = float(metrics[self.monitor])
         state = self._state(runner)
+        best = state['best_score']
         if state['final']:
             self._judge_final_epoch(runner, score, state['attempt_score'])
-        elif state['best_score'] is None or score > state['best_score']:
+        elif not math.isnan(score) and (best is None or score > best):
             self._save_best(runner, score)
 
     def _state(self, runner: Runner) -> dict:
@@ -229,12 +232,12 @@ class StageSwitchHook(Hook):
         runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         runner._resume = resume
         unwrap(runner.model).load_state_dict(checkpoint['state_dict'])
-        runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
         schedulers = runner.param_schedulers or []
-        for scheduler, saved in zip(
-            schedulers, checkpoint.get('param_schedulers', []), strict=True
-        ):
-            scheduler.load_state_dict(saved)
+        states = checkpoint.get('param_schedulers', [])
+        with keep_stated_lr(runner):
+            runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
+            for scheduler, state in zip(schedulers, states, strict=True):
+                scheduler.load_state_dict(state)
         runner.logger.info(
             'Reloaded the best of the first stage: epoch '
             f'{checkpoint["meta"]["epoch"]}, {self.monitor} '

@@ -8,6 +8,7 @@ with both.
 from collections.abc import Iterator
 
 from mmengine.dist import get_world_size
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch import nn
@@ -15,7 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmbackbones.engine.batch_order import make_resumable, seed_step
 
-__all__ = ['ResumableEpochLoop', 'ResumableIterLoop', 'forget_validation']
+__all__ = [
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'forget_validation',
+    'step_is_complete',
+]
 
 
 def _publish(runner: Runner, **info: int) -> None:
@@ -31,6 +37,16 @@ def _position(runner: Runner) -> dict[str, int]:
 def forget_validation(runner: Runner) -> None:
     """Note that the validation under way will not come to its end."""
     _publish(runner, validated=-1)
+
+
+def step_is_complete(runner: Runner) -> bool:
+    """Whether no gradient waits for further iterations (`accumulative_counts`).
+
+    A checkpoint does not hold gradients, so only then a run resumes exactly.
+    """
+    wrapper = runner.optim_wrapper
+    # Those in a dictionary are counted by the model, if at all.
+    return isinstance(wrapper, OptimWrapperDict) or wrapper.should_update()
 
 
 def _samples_per_step(loop: BaseLoop) -> int:
@@ -58,6 +74,10 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     `train_position`; a checkpoint that was made before a validation that was due is
     resumed with that. With another number of samples in a step (another batch size,
     more or fewer ranks) the epoch goes on at the same sample.
+
+    An epoch ends with a step of the optimiser: where gradients are accumulated, its
+    last step is of what is left (mmengine's steps may reach into the next epoch,
+    across its checkpoint and validation).
 
     Args:
         runner: of the run.
@@ -89,6 +109,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         self.batches.epoch = self._epoch
+        self._begin_steps()
         for idx, data_batch in enumerate(self.dataloader, self.batches.start):
             self.run_iter(idx, data_batch)
         self.runner.call_hook('after_train_epoch')
@@ -112,10 +133,19 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         within = position.get('epoch') == self._epoch
         done = position['batches'] if within else 0
         self.batches.start = _batches_done(self, done)
+        self._begin_steps()
         if position.get('samples_per_step') not in (None, _samples_per_step(self)):
             self._iter = self._epoch * len(self.dataloader) + self.batches.start
         # Runs of MMEngine's loop have no such note; theirs count as validated.
         _publish(self.runner, validated=position.get('validated', self._epoch))
+
+    def _begin_steps(self) -> None:
+        """Count the iterations of a step from the beginning of the epoch."""
+        length = len(self.dataloader)
+        # Not the model: mmengine would warn of its batch norms again in each epoch.
+        self.runner.optim_wrapper.initialize_count_status(
+            nn.Identity(), self.batches.start % length, length
+        )
 
     def _validate_if_due(self) -> None:
         due = self._epoch >= max(self.val_begin, 1) and (

@@ -48,7 +48,7 @@ class Comparison:
     def exceeds(self, tolerance: float) -> bool:
         """Whether anything differs by more than that, NaN included."""
         found = (self.score, self.box, self.pixels, self.features)
-        return self.num_unmatched > 0 or not max(found) <= tolerance
+        return self.num_unmatched > 0 or not np.max(found) <= tolerance
 
     def to_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -84,10 +84,16 @@ def compare_outputs(
             mine, other = (_labels(side) for side in (ours, theirs))
             total.pixels = _larger(total.pixels, float((mine != other).mean()))
         for name in ours.keys() - {'labels'}:
-            value = ours[name]
-            gap = float(np.abs(value - theirs[name]).max() / np.abs(value).max())
-            total.features = _larger(total.features, gap)
+            total.features = _larger(total.features, _gap(ours[name], theirs[name]))
     return total
+
+
+def _gap(value: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference relative to the largest value; NaN where either has one."""
+    if not (np.isfinite(value).all() and np.isfinite(other).all()):
+        return float('nan')
+    gap = np.abs(value - other).max()
+    return float(gap / np.abs(value).max()) if gap else 0.0
 
 
 def _labels(outputs: Mapping[str, np.ndarray]) -> np.ndarray:

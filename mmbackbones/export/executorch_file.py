@@ -1,12 +1,27 @@
 """ExecuTorch programs for CPUs of devices, through XNNPACK."""
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 from torch.export import ExportedProgram
 
-from mmbackbones.export.onnx_file import need
+__all__ = ['need_executorch', 'save_executorch']
 
-__all__ = ['save_executorch']
+
+def need_executorch(module: str) -> ModuleType:
+    """Import a module of ExecuTorch.
+
+    Raises:
+        ValueError: it, or something that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'an ExecuTorch program needs {error.name}: '
+            'pip install "mmbackbones[executorch]"'
+        ) from error
 
 
 def save_executorch(program: ExportedProgram, path: str | Path) -> list[str]:
@@ -19,10 +34,9 @@ def save_executorch(program: ExportedProgram, path: str | Path) -> list[str]:
     Returns:
         Lines for the report: how much XNNPACK took.
     """
-    exir = need('executorch.exir', 'an ExecuTorch program')
-    partition = need(
-        'executorch.backends.xnnpack.partition.xnnpack_partitioner',
-        'an ExecuTorch program',
+    exir = need_executorch('executorch.exir')
+    partition = need_executorch(
+        'executorch.backends.xnnpack.partition.xnnpack_partitioner'
     )
     edge = exir.to_edge_transform_and_lower(
         program, partitioner=[partition.XnnpackPartitioner()]

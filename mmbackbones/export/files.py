@@ -1,11 +1,13 @@
 """Formats: which file each has, how it is written and opened."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from torch.export import ExportedProgram
 
+from mmbackbones.export.executorch_file import save_executorch
 from mmbackbones.export.onnx_file import save_onnx
 from mmbackbones.export.openvino_file import save_openvino
 from mmbackbones.export.precision import quantise_openvino, to_half
@@ -21,7 +23,7 @@ from mmbackbones.export.triton import write_repository
 from mmbackbones.inference.exported import Session
 from mmbackbones.inference.metadata import ExportInfo, write_sidecar
 
-__all__ = ['SUFFIXES', 'open_file', 'write_file']
+__all__ = ['SUFFIXES', 'named', 'open_file', 'write_file']
 
 SUFFIXES = {
     'onnx': '.onnx',
@@ -34,6 +36,22 @@ SUFFIXES = {
 """Of the file that a format writes; TensorRT and Triton take the ONNX file."""
 
 Batches = Callable[[], Iterator[np.ndarray]]
+
+
+def named(path: str | Path, format: str) -> Path:
+    """A path with the suffix of a format, which is added where it is missing.
+
+    What follows another dot is part of the name: `v1.2`.
+
+    Raises:
+        ValueError: the path has the suffix of another format.
+    """
+    suffix, given = SUFFIXES[format], Path(path).suffix
+    if given == suffix:
+        return Path(path)
+    if given in {*SUFFIXES.values(), '.bin', '.engine'}:
+        raise ValueError(f'out is {str(path)!r}, but format {format} writes {suffix}')
+    return Path(f'{path}{suffix}')
 
 
 def write_file(
@@ -64,27 +82,40 @@ def write_file(
         save_program(program, path, info)
         return []
     if format == 'executorch':
-        from mmbackbones.export.executorch_file import save_executorch
-
+        notes = save_executorch(program, path)
         write_sidecar(path, info)
-        return save_executorch(program, path)
-    notes: list[str] = []
-    onnx_path = path.with_suffix('.onnx')
-    save_onnx(program, onnx_path, info, output_names)
-    if precision == 'fp16':
-        notes += to_half(onnx_path, batches())
-    if format == 'tensorrt':
-        write_sidecar(path, info)
-        notes += check_for_tensorrt(onnx_path, info)
-    if format == 'triton':
-        repository = path.parent / 'repository'
-        notes.append(f'written to {write_repository(onnx_path, repository, info)}')
+        return notes
     if format == 'openvino':
-        save_openvino(onnx_path, path, info)
-        onnx_path.unlink()
+        # Not beside the file: an ONNX file of the same model may be there.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            onnx_path = Path(folder, 'model.onnx')
+            notes = _write_onnx(
+                program, onnx_path, info, output_names, precision, batches
+            )
+            save_openvino(onnx_path, path, info)
         if precision == 'int8':
             notes += quantise_openvino(path, info, batches())
+        return notes
+    notes = _write_onnx(program, path, info, output_names, precision, batches)
+    if format == 'tensorrt':
+        write_sidecar(path, info)
+        notes += check_for_tensorrt(path, info)
+    if format == 'triton':
+        repository = path.parent / 'repository'
+        notes.append(f'written to {write_repository(path, repository, info)}')
     return notes
+
+
+def _write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    info: ExportInfo,
+    output_names: tuple[str, ...],
+    precision: str,
+    batches: Batches,
+) -> list[str]:
+    save_onnx(program, path, info, output_names)
+    return to_half(path, batches()) if precision == 'fp16' else []
 
 
 def open_file(
@@ -93,7 +124,7 @@ def open_file(
     output_names: tuple[str, ...],
     info: ExportInfo,
     batch_size: int,
-) -> Session | None:
+) -> Session:
     """The file in its runtime; for TensorRT, the ONNX file in ONNX Runtime."""
     fixed = None if info.dynamic_batch else batch_size
     if format == 'torch_export':

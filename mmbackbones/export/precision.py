@@ -5,6 +5,7 @@ range of float16, or if half precision makes its output much worse than its inpu
 """
 
 import copy
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -222,7 +223,7 @@ def _tensors(model: Any, images: list[np.ndarray]) -> dict[str, np.ndarray]:
     # As written: fused nodes would not show what is between them.
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     inferred = onnx.shape_inference.infer_shapes(model)
-    types = {v.name: v for v in inferred.graph.value_info}
+    types = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
     floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     names = [
         name
@@ -232,12 +233,13 @@ def _tensors(model: Any, images: list[np.ndarray]) -> dict[str, np.ndarray]:
     outputs = {value.name for value in model.graph.output}
     for start in range(0, len(names), _CHUNK):
         probe = copy.deepcopy(model)
-        wanted = [n for n in names[start : start + _CHUNK] if n not in outputs]
+        wanted = names[start : start + _CHUNK]
         probe.graph.output.extend(
             onnx.helper.make_tensor_value_info(
                 name, types[name].type.tensor_type.elem_type, None
             )
             for name in wanted
+            if name not in outputs
         )
         session = runtime.InferenceSession(
             probe.SerializeToString(), options, providers=['CPUExecutionProvider']
@@ -285,10 +287,11 @@ def quantise_openvino(
         fast_bias_correction=True,
     )
     write_openvino_metadata(quantised, info)
-    # Written beside it first: the old weights are mapped into memory.
-    new = Path(path).with_suffix('.int8.xml')
-    openvino.save_model(quantised, str(new), compress_to_fp16=False)
-    for suffix in ('.xml', '.bin'):
-        new.with_suffix(suffix).replace(Path(path).with_suffix(suffix))
+    # Written elsewhere first: the old weights are mapped into memory.
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        new = Path(folder, 'int8.xml')
+        openvino.save_model(quantised, str(new), compress_to_fp16=False)
+        for suffix in ('.xml', '.bin'):
+            new.with_suffix(suffix).replace(Path(path).with_suffix(suffix))
     count = sum(op.get_type_name() == 'FakeQuantize' for op in quantised.get_ops())
     return [f'int8: {count} quantisers, calibrated on {len(images)} batches']

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmbackbones.export.executorch_file import need_executorch
 from mmbackbones.export.onnx_file import need
 
 __all__ = [
@@ -132,7 +133,7 @@ class ExecuTorchRunner:
     def __init__(
         self, path: str | Path, names: Sequence[str], fixed_batch: int
     ) -> None:
-        runtime = need('executorch.runtime', 'running an ExecuTorch program')
+        runtime = need_executorch('executorch.runtime')
         # Kept: a method refers to the program it came from.
         self._program = runtime.Runtime.get().load_program(str(path))
         self._method = self._program.load_method('forward')

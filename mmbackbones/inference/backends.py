@@ -29,10 +29,12 @@ class Backend(Protocol):
     Attributes:
         info: its task and classes.
         name: of the runtime.
+        max_batch: inputs that it takes at once, or None for any number.
     """
 
     info: ModelInfo
     name: str
+    max_batch: int | None
 
     def read(self, path: str) -> np.ndarray:
         """An image file as `(H, W, 3)` uint8 BGR."""
@@ -63,6 +65,7 @@ class TorchBackend:
     """
 
     name = 'pytorch'
+    max_batch = None
 
     def __init__(
         self, model: nn.Module, pipeline: Sequence[ConfigDict], info: ModelInfo

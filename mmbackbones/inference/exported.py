@@ -90,6 +90,11 @@ class ExportedBackend:
         self.name = session.name
         self._session = session
 
+    @property
+    def max_batch(self) -> int | None:
+        """Images at once; None for any, as where their windows share batches."""
+        return self._session.fixed_batch if self.info.slide is None else None
+
     def read(self, path: str) -> np.ndarray:
         """An image file as `(H, W, 3)` uint8 BGR."""
         return read_image(path)
@@ -117,13 +122,13 @@ class ExportedBackend:
         Raises:
             ValueError: more images than a file of a fixed batch takes.
         """
-        fixed = self._session.fixed_batch
-        if fixed is not None and len(inputs) > fixed:
+        if self.max_batch is not None and len(inputs) > self.max_batch:
             raise ValueError(
-                f'batch_size is {len(inputs)}, but the file takes {fixed}; lower it, '
-                'or export with a dynamic batch'
+                f'batch_size is {len(inputs)}, but the file takes {self.max_batch}; '
+                'lower it, or export with a dynamic batch'
             )
         if self.info.slide is not None:
+            fixed = self._session.fixed_batch
             return list(self._slide(inputs, fixed or len(inputs)))
         outputs = self._run([one.inputs[0] for one in inputs])
         lead_back = self._map if self.info.task == 'segmentation' else self._boxes

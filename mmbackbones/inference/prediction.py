@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from mmengine.logging import print_log
 
@@ -114,15 +115,18 @@ class Prediction:
     def _prepare(self, item: tuple[int, Frame]) -> _Job:
         """Read an image and make its windows inputs; called in threads."""
         job = _Job(*item)
+        try:
+            self._fill(job)
+        except ValueError as error:
+            if not self._options.skip_unreadable:
+                raise
+            job.windows, job.unreadable = [], str(error)
+        return job
+
+    def _fill(self, job: _Job) -> None:
         image = job.frame.image
         if image is None:
-            try:
-                image = self._backend.read(job.frame.path)
-            except ValueError as error:
-                if not self._options.skip_unreadable:
-                    raise
-                job.unreadable = str(error)
-                return job
+            image = self._backend.read(job.frame.path)
         if self._options.keep_images or job.frame.path is None:
             job.image = image
         job.shape_hw = height, width = image.shape[:2]
@@ -133,13 +137,17 @@ class Prediction:
                 job.windows = tiles
             elif len(tiles) > 1:
                 job.windows += tiles
-        job.inputs = [
-            self._backend.prepare(
-                np.ascontiguousarray(image[w.y1 : w.y2, w.x1 : w.x2]), job.frame.name
-            )
-            for w in job.windows
-        ]
-        return job
+        crops = (image[w.y1 : w.y2, w.x1 : w.x2] for w in job.windows)
+        try:
+            job.inputs = [
+                self._backend.prepare(np.ascontiguousarray(crop), job.frame.name)
+                for crop in crops
+            ]
+        except cv2.error as error:  # as of a side that rounds to no pixel
+            raise ValueError(
+                f'{job.frame.path or job.frame.name!r} of {width} x {height} pixels '
+                f'cannot be brought to the size of the model: {error}'
+            ) from error
 
     def _predict(self, batch: list[_Job]) -> None:
         """Run the next window of each job; a job that is listed twice gives two."""

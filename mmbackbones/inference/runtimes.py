@@ -252,13 +252,14 @@ class _Program:
         except Exception as error:  # a zip file's, pickle's, or PyTorch's own
             raise ValueError(f'PyTorch refuses {path!r}: {error}') from error
         self.text = extra[KEY] or None
+        # First: a program of others may take anything.
+        self._names = parse_metadata(self.text, path).output_names
         (name,) = program.graph_signature.user_inputs
         (taken,) = (node for node in program.graph.nodes if node.name == name)
         self.input_shape = tuple(
             side if isinstance(side, int) else None for side in taken.meta['val'].shape
         )
         self.fixed_batch = self.input_shape[0] if self.input_shape else None
-        self._names = parse_metadata(self.text, path).output_names
         self._module = program.module()
 
     @torch.no_grad()

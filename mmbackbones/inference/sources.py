@@ -155,6 +155,12 @@ class Source:
         return [f.name for p in self.parts if isinstance(p, list) for f in p]
 
     @property
+    def paths(self) -> list[str]:
+        """Of the image files."""
+        frames = (f for p in self.parts if isinstance(p, list) for f in p)
+        return [frame.path for frame in frames if frame.path is not None]
+
+    @property
     def endless(self) -> bool:
         """Whether a camera is among the parts."""
         return any(isinstance(p, _Video) and p.is_camera for p in self.parts)

@@ -72,14 +72,35 @@ class ResultWriter:
                 'rename them, or predict on them one after the other'
             )
 
+    def check_sources(self, paths: Sequence[str]) -> None:
+        """Make sure that no image that is read would be written over.
+
+        Raises:
+            ValueError: one would, with its path.
+        """
+        for path in map(Path, paths):
+            targets = [self._picture(path.name)] if self._pictures else []
+            if not self._is_detection:
+                targets.append(self._id_map(path.name))
+            if path.resolve() in (target.resolve() for target in targets):
+                raise ValueError(
+                    f'the results would be written over the image {str(path)!r}; '
+                    f'choose another folder than {str(self.out_dir)!r}'
+                )
+
+    def _picture(self, name: str) -> Path:
+        return self.out_dir / ('' if self._is_detection else 'pictures') / name
+
+    def _id_map(self, name: str) -> Path:
+        return self.out_dir / 'id_maps' / f'{Path(name).stem}.png'
+
     def write(self, result: Result) -> None:
         """Write what belongs to one image; the COCO json comes with `finish`."""
         stem = Path(result.name).stem
         if not self._is_detection:
-            result.save(self.out_dir / 'id_maps' / f'{stem}.png', format='id_map')
+            result.save(self._id_map(result.name), format='id_map')
         if self._pictures:
-            folder = self.out_dir if self._is_detection else self.out_dir / 'pictures'
-            result.save(folder / result.name, format='picture')
+            result.save(self._picture(result.name), format='picture')
         for name in self._formats:
             if name == 'coco':
                 self._coco += result.to_coco()

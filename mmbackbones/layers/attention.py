@@ -1,4 +1,4 @@
-"""Self-attention, deformable cross-attention, and the layers made of them.
+"""Self-attention, the encoder layer made of it, and deformable cross-attention.
 
 RT-DETR: DETRs Beat YOLOs on Real-time Object Detection, arXiv 2304.08069; D-FINE,
 arXiv 2410.13842.
@@ -23,8 +23,6 @@ from mmbackbones.ops.deformable_attention import deformable_sample
 
 __all__ = [
     'DeformableAttention',
-    'GatedDecoderLayer',
-    'GatedFusion',
     'SelfAttention',
     'TransformerEncoderLayer',
     'Visibility',
@@ -199,83 +197,3 @@ class DeformableAttention(nn.Module):
             by_axis *= scale.view(-1, *(1,) * (parameter.ndim - 1))
             parameter.copy_(by_axis.flatten(0, 1))
         self._is_folded = True
-
-
-class GatedFusion(nn.Module):
-    """Norm of a sum whose two terms have learned gates in (0, 1).
-
-    Args:
-        dim: D.
-        norm: class of the normalisation.
-    """
-
-    def __init__(self, dim: int, norm: type[nn.Module] = nn.LayerNorm) -> None:
-        super().__init__()
-        self.gate = nn.Linear(2 * dim, 2 * dim)
-        self.norm = norm(dim)
-        nn.init.zeros_(self.gate.weight)  # both gates start at 0.5
-        nn.init.zeros_(self.gate.bias)
-
-    def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """Two `(N, Q, D)` to one."""
-        gate_x, gate_update = (
-            self.gate(torch.cat((x, update), -1)).sigmoid().chunk(2, -1)
-        )
-        return self.norm(gate_x * x + gate_update * update)
-
-
-class GatedDecoderLayer(nn.Module):
-    """D-FINE's decoder layer: self-attention, gated cross-attention, feed-forward.
-
-    Args:
-        dim: D.
-        num_heads: of both attentions.
-        num_points: sampled points of each level.
-        feedforward_channels: width between the linear layers.
-        activation: class of the activation between them.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_points: Sequence[int],
-        feedforward_channels: int,
-        activation: type[nn.Module] = nn.ReLU,
-    ) -> None:
-        super().__init__()
-        self.activation = activation()
-        self.self_attn = SelfAttention(dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn = DeformableAttention(dim, num_heads, num_points)
-        self.gateway = GatedFusion(dim)
-        self.linear1 = nn.Linear(dim, feedforward_channels)
-        self.linear2 = nn.Linear(feedforward_channels, dim)
-        self.norm3 = nn.LayerNorm(dim)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
-
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        ref_boxes: Tensor,
-        values: Sequence[Tensor],
-        visible_mask: Visibility = None,
-    ) -> Tensor:
-        """Update the queries.
-
-        Args:
-            x: `(N, Q, D)`.
-            pos: `(N, Q, D)` encoding of `ref_boxes`.
-            ref_boxes: `(N, Q, 4)` cxcywh, normalised.
-            values: as in `DeformableAttention`.
-            visible_mask: as in `SelfAttention`.
-
-        Returns:
-            `(N, Q, D)`.
-        """
-        x = self.norm1(x + self.self_attn(x, pos, visible_mask))
-        x = self.gateway(x, self.cross_attn(x + pos, ref_boxes, values))
-        x = x + self.linear2(self.activation(self.linear1(x)))
-        return self.norm3(x.clamp(-65504, 65504))  # the range of float16

@@ -10,21 +10,16 @@ Legend: N images, Q queries, D width.
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmbackbones.layers.attention import (
-    DeformableAttention,
-    GatedFusion,
-    SelfAttention,
-    Visibility,
-)
+from mmbackbones.layers.decoder_layer import DecoderLayer, GatedFusion
 from mmbackbones.layers.mlp import SwiGLU
 from mmbackbones.layers.norm import RMSNorm
 
 __all__ = ['SwiGLUDecoderLayer', 'SwiGLUGatedDecoderLayer']
 
 
-class SwiGLUDecoderLayer(nn.Module):
+class SwiGLUDecoderLayer(DecoderLayer):
     """Self-attention, cross-attention, feed-forward; a norm after each.
 
     Args:
@@ -35,6 +30,8 @@ class SwiGLUDecoderLayer(nn.Module):
             the other half; even.
     """
 
+    norm_type = RMSNorm
+
     def __init__(
         self,
         dim: int,
@@ -42,52 +39,20 @@ class SwiGLUDecoderLayer(nn.Module):
         num_points: Sequence[int],
         feedforward_channels: int,
     ) -> None:
-        super().__init__()
-        self.self_attn = SelfAttention(dim, num_heads)
-        self.norm1 = RMSNorm(dim)
-        self.cross_attn = DeformableAttention(dim, num_heads, num_points)
-        self._init_fusion(dim)
-        self.swish_ffn = SwiGLU(dim, feedforward_channels // 2)
-        self.norm3 = RMSNorm(dim)
+        super().__init__(dim, num_heads, num_points, feedforward_channels)
 
-    def _init_fusion(self, dim: int) -> None:
-        self.norm2 = RMSNorm(dim)
+    def _init_feedforward(self, dim: int, channels: int, _: object) -> None:
+        self.swish_ffn = SwiGLU(dim, channels // 2)  # which is its own activation
 
-    def _fuse(self, x: Tensor, update: Tensor) -> Tensor:
-        """Joins queries and what cross-attention read, both `(N, Q, D)`."""
-        return self.norm2(x + update)
-
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        ref_boxes: Tensor,
-        values: Sequence[Tensor],
-        visible_mask: Visibility = None,
-    ) -> Tensor:
-        """Update the queries.
-
-        Args:
-            x: `(N, Q, D)`.
-            pos: `(N, Q, D)` encoding of the boxes that were selected.
-            ref_boxes: `(N, Q, 4)` cxcywh, normalised.
-            values: as in `DeformableAttention`.
-            visible_mask: as in `SelfAttention`.
-
-        Returns:
-            `(N, Q, D)`.
-        """
-        x = self.norm1(x + self.self_attn(x, pos, visible_mask))
-        x = self._fuse(x, self.cross_attn(x + pos, ref_boxes, values))
-        x = x + self.swish_ffn(x)
-        return self.norm3(x.clamp(-65504, 65504))  # the range of float16
+    def _feedforward(self, x: Tensor) -> Tensor:
+        return self.swish_ffn(x)
 
 
 class SwiGLUGatedDecoderLayer(SwiGLUDecoderLayer):
     """With gates, as D-FINE, where cross-attention is added."""
 
     def _init_fusion(self, dim: int) -> None:
-        self.gateway = GatedFusion(dim, RMSNorm)
+        self.gateway = GatedFusion(dim, self.norm_type)
 
     def _fuse(self, x: Tensor, update: Tensor) -> Tensor:
         return self.gateway(x, update)

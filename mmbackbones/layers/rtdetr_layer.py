@@ -16,11 +16,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmbackbones.layers.attention import (
-    DeformableAttention,
-    SelfAttention,
-    Visibility,
-)
+from mmbackbones.layers.attention import DeformableAttention
+from mmbackbones.layers.decoder_layer import DecoderLayer
 from mmbackbones.ops.deformable_attention import discrete_sample
 
 __all__ = ['ProjectedDeformableAttention', 'RTDETRDecoderLayer']
@@ -72,56 +69,7 @@ class ProjectedDeformableAttention(DeformableAttention):
         self.sampling_offsets.requires_grad_(False)
 
 
-class RTDETRDecoderLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward; a norm after each.
+class RTDETRDecoderLayer(DecoderLayer):
+    """RT-DETR's decoder layer, whose cross-attention has projections."""
 
-    Args:
-        dim: D.
-        num_heads: of both attentions.
-        num_points: sampled points of each level.
-        feedforward_channels: width between the linear layers.
-        activation: class of the activation between them.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_points: Sequence[int],
-        feedforward_channels: int,
-        activation: type[nn.Module] = nn.ReLU,
-    ) -> None:
-        super().__init__()
-        self.activation = activation()
-        self.self_attn = SelfAttention(dim, num_heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn = ProjectedDeformableAttention(dim, num_heads, num_points)
-        self.norm2 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, feedforward_channels)
-        self.linear2 = nn.Linear(feedforward_channels, dim)
-        self.norm3 = nn.LayerNorm(dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        ref_boxes: Tensor,
-        maps: Sequence[Tensor],
-        visible_mask: Visibility = None,
-    ) -> Tensor:
-        """Update the queries.
-
-        Args:
-            x: `(N, Q, D)`.
-            pos: `(N, Q, D)` encoding of `ref_boxes`.
-            ref_boxes: `(N, Q, 4)` cxcywh, normalised.
-            maps: as in `ProjectedDeformableAttention`.
-            visible_mask: as in `SelfAttention`.
-
-        Returns:
-            `(N, Q, D)`.
-        """
-        x = self.norm1(x + self.self_attn(x, pos, visible_mask))
-        x = self.norm2(x + self.cross_attn(x + pos, ref_boxes, maps))
-        x = x + self.linear2(self.activation(self.linear1(x)))
-        return self.norm3(x.clamp(-65504, 65504))  # the range of float16
+    attention_type = ProjectedDeformableAttention

@@ -19,7 +19,7 @@ __all__ = ['as_json', 'as_tensors']
 def as_json(
     info: ModelInfo,
     palette: Sequence[Sequence[int]],
-    image: np.ndarray,
+    shape_hw: tuple[int, int],
     found: Boxes | np.ndarray,
     conf: float,
 ) -> dict:
@@ -28,11 +28,11 @@ def as_json(
     Args:
         info: of the model.
         palette: RGB by label.
-        image: `(H, W, 3)`.
+        shape_hw: of the image in pixels.
         found: in it.
         conf: lowest score of a detection.
     """
-    height, width = image.shape[:2]
+    height, width = shape_hw
     answer: dict[str, Any] = dict(width=width, height=height)
     if info.task == 'segmentation':
         picture = Image.fromarray(found.astype(np.uint8), 'P')
@@ -59,7 +59,7 @@ def as_json(
         index=0,
         name='request',
         path=None,
-        shape_hw=(height, width),
+        shape_hw=shape_hw,
         held_image=None,
     )
     entries = result.to_coco()

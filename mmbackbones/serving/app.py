@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from mmengine.logging import print_log
 from starlette.datastructures import UploadFile
 
 from mmbackbones.inference.backends import Backend
@@ -50,7 +51,8 @@ def create_app(
         backend: `Inferencer(...).backend`.
         name: of the model in paths.
         limits: `Limits()` by default.
-        max_batch_size: images that the model sees at once.
+        max_batch_size: images that the model sees at once; of a file whose batch is
+            fixed, at most as many as it takes.
         max_delay: seconds that an image waits for others.
 
     Raises:
@@ -61,6 +63,13 @@ def create_app(
         raise ValueError(
             f'the model has {len(backend.info.classes)} classes; maps of at most 256 '
             'are served'
+        )
+    if backend.max_batch is not None and backend.max_batch < max_batch_size:
+        max_batch_size = backend.max_batch
+        print_log(
+            f'the file takes {max_batch_size} at once, and so do batches; one that is '
+            'exported with --dynamic-batch takes more',
+            logger='current',
         )
     service = Service(
         backend,
@@ -117,10 +126,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if not 0 <= conf <= 1:
             raise RequestError(400, f'conf is {conf}; give a number between 0 and 1')
         data = await _upload(request)
-        image = await service.in_thread(decode_image, data, service.limits.max_pixels)
-        (found,) = await service.predict([image])
+        async with service.reading:
+            image = await service.in_thread(
+                decode_image, data, service.limits.max_pixels
+            )
+            inputs, shape_hw = await service.prepare([image]), image.shape[:2]
+            del image
+        (found,) = await service.predict(inputs)
         answer = await service.in_thread(
-            as_json, service.backend.info, service.palette, image, found, conf
+            as_json, service.backend.info, service.palette, shape_hw, found, conf
         )
         return JSONResponse(answer)
 
@@ -160,10 +174,13 @@ def _add_model_routes(app: FastAPI, service: Service, path: str) -> None:
         _check_model(service, model, version)
         task = service.backend.info.task
         body = await request.body()
-        parsed = await service.in_thread(
-            parse_request, body, request.headers, task, service.limits
-        )
-        found = await service.predict(parsed.images)
+        async with service.reading:
+            parsed = await service.in_thread(
+                parse_request, body, request.headers, task, service.limits
+            )
+            inputs = await service.prepare(parsed.images)
+            parsed.images.clear()
+        found = await service.predict(inputs)
         conf = _NO_CONF if parsed.conf is None else parsed.conf
         tensors = as_tensors(task, found, conf)
         content, headers = await service.in_thread(

@@ -30,7 +30,7 @@ class Limits:
 
     Attributes:
         max_body_bytes: of a request.
-        max_pixels: of an image.
+        max_pixels: of an image; of all encoded images of a request together.
         max_images: of a request.
         max_requests: that are being received, wait or are computed at once; further
             ones get status 503.

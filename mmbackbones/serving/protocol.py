@@ -231,7 +231,17 @@ def _encoded_images(
         raise RequestError(
             400, f'shape is {list(shape)}, but there are {len(files)} files'
         )
-    return [decode_image(data, limits.max_pixels) for data in files]
+    images, pixels = [], 0
+    for data in files:
+        images.append(decode_image(data, limits.max_pixels))
+        pixels += images[-1].shape[0] * images[-1].shape[1]
+        if pixels > limits.max_pixels:  # small files may hold many
+            raise RequestError(
+                413,
+                f'the images of the request have more than {limits.max_pixels} pixels '
+                'together; send fewer at once',
+            )
+    return images
 
 
 def _pixels(

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 from mmengine.logging import print_log
 
@@ -41,6 +42,9 @@ class Service:
         self.metrics.watch_queue(self.batcher.__len__)
         # Decoding more images at once than there are processors only takes memory.
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, 'decode')
+        # Held from the decoding of images until they are prepared, and let go of: those
+        # of all clients that wait for the model would not fit.
+        self.reading = asyncio.Semaphore(os.cpu_count() or 1)
         palette = backend.info.palette or hue_palette(len(backend.info.classes))
         self.palette = [tuple(colour) for colour in palette]
 
@@ -50,16 +54,26 @@ class Service:
             self._pool, function, *args
         )
 
-    async def predict(
-        self, images: Sequence[np.ndarray]
-    ) -> list[Boxes] | list[np.ndarray]:
-        """What is in `(H, W, 3)` uint8 BGR images.
+    async def prepare(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Inputs of the model, from `(H, W, 3)` uint8 BGR images.
+
+        Raises:
+            RequestError: 422 where a side of an image rounds to no pixel.
+        """
+        prepare = partial(self.backend.prepare, name='request')
+        try:
+            return [await self.in_thread(prepare, image) for image in images]
+        except cv2.error as error:
+            raise RequestError(
+                422, 'an image cannot be brought to the size of the model'
+            ) from error
+
+    async def predict(self, inputs: Sequence[Any]) -> list[Boxes] | list[np.ndarray]:
+        """What is in prepared images.
 
         Raises:
             RequestError: as `Batcher.submit`; 500 where the model fails.
         """
-        prepare = partial(self.backend.prepare, name='request')
-        inputs = [await self.in_thread(prepare, image) for image in images]
         try:
             return await self.batcher.submit(inputs, self.limits.queue_seconds)
         except RequestError:
