@@ -40,7 +40,7 @@ SERVE = [
     'prometheus-client>=0.20',
 ]
 EXTRAS = {
-    'executorch': ['executorch>=1.0'],
+    'executorch': ['executorch>=1.5'],
     'export': [*EXPORT, 'openvino>=2024.3', 'nncf>=2.14'],
     'hub': ['huggingface_hub>=0.24'],  # hf:// and timm:// addresses of weights
     'predict': ['supervision>=0.25', 'pandas>=2'],  # forms of results

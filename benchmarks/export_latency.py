@@ -1,7 +1,8 @@
 """Latency of our exported D-FINE against the official exporter's graph, on the CPU.
 
 Both files hold the same random weights, are run by the same runtime with the same
-settings, and take turns. The official graph is made as its
+settings, and take turns; in several sessions, since where a session's memory lies
+makes a difference of some percent. The official graph is made as its
 tools/deployment/export_onnx.py makes it (opset 16, dynamic batch, constants folded,
 by the TorchScript exporter that the script was written for), and simplified where
 onnxsim is installed. The official repository is found through MMB_REFERENCE_DIR.
@@ -36,7 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--sizes', nargs='+', default=['N', 'L'], choices=('N', 'L'))
     parser.add_argument('--pixels', type=int, default=640)
-    parser.add_argument('--repeats', type=int, default=21)
+    parser.add_argument('--repeats', type=int, default=9, help='of each session')
+    parser.add_argument('--sessions', type=int, default=5)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--keep', help='folder for the files (a temporary one)')
     parser.add_argument('--out', help='folder of the result file')
@@ -141,26 +143,28 @@ RUNTIMES = {'onnxruntime': OnnxSide, 'openvino': OpenVinoSide}
 
 def compare(runtime: str, files: dict[str, Path], args: argparse.Namespace) -> dict:
     """Medians of both files in one interleaved run, in milliseconds."""
-    sides = {
-        name: RUNTIMES[runtime](path, args.threads) for name, path in files.items()
-    }
     generator = np.random.default_rng(0)
     shape = (1, 3, args.pixels, args.pixels)
     inputs = dict(
         images=generator.random(shape, dtype=np.float32),
         orig_target_sizes=np.array([[args.pixels, args.pixels]], np.int64),
     )
-    feeds = {
-        name: {key: inputs[key] for key in side.names} for name, side in sides.items()
-    }
-    wall, cpu = ({name: [] for name in sides} for _ in range(2))
-    for i in range(args.repeats + 2):  # the first two warm up
-        for name, side in sides.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            side(feeds[name])
-            if i > 1:
-                wall[name].append(1e3 * (time.perf_counter() - start))
-                cpu[name].append(1e3 * (time.process_time() - start_cpu))
+    wall, cpu = ({name: [] for name in files} for _ in range(2))
+    for _ in range(args.sessions):
+        sides = {
+            name: RUNTIMES[runtime](path, args.threads) for name, path in files.items()
+        }
+        feeds = {
+            name: {key: inputs[key] for key in side.names}
+            for name, side in sides.items()
+        }
+        for i in range(args.repeats + 2):  # the first two warm up
+            for name, side in sides.items():
+                start, start_cpu = time.perf_counter(), time.process_time()
+                side(feeds[name])
+                if i > 1:
+                    wall[name].append(1e3 * (time.perf_counter() - start))
+                    cpu[name].append(1e3 * (time.process_time() - start_cpu))
     scores = [np.sort(side(feeds[name])['scores']) for name, side in sides.items()]
     result: dict = dict(
         largest_difference_of_scores=float(np.abs(scores[0] - scores[1]).max())
@@ -185,6 +189,7 @@ def main() -> None:
             device=platform.machine(),
             threads=args.threads,
             repeats=args.repeats,
+            sessions=args.sessions,
             torch=torch.__version__,
             **versions,
         )

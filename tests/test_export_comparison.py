@@ -86,16 +86,22 @@ def test_label_maps_and_features() -> None:
 
 def test_report_is_saved_with_its_verdict(tmp_path) -> None:
     result = compare(detections([0.9, 0.5, 0.13], BOXES, [1, 2, 2]))
-    report = Report('m.onnx', 'onnx', 'fp32', 'onnxruntime', 1e-3, result)
+    file = str(tmp_path / 'm.onnx')
+    report = Report(file, 'onnx', 'fp32', 'onnxruntime', 1e-3, result)
     assert not report.passed
-    report.save(tmp_path / 'm')
-    content = json.loads((tmp_path / 'm.report.json').read_text())
+    report.save()
+    content = json.loads((tmp_path / 'm.onnx.report.json').read_text())
     assert content['passed'] is False
     assert content['differences']['score'] == pytest.approx(0.03)
-    text = (tmp_path / 'm.report.txt').read_text()
+    text = (tmp_path / 'm.onnx.report.txt').read_text()
     assert 'BEYOND the tolerance of 0.001' in text and 'scores 3.00e-02' in text
     report.tolerance = None
     assert report.passed
+    result.score = float('nan')
+    report.save()
+    text = (tmp_path / 'm.onnx.report.json').read_text()
+    strict = json.loads(text, parse_constant=pytest.fail)
+    assert strict['differences']['score'] == 'nan'
 
 
 def test_latency_runs_the_sides_in_turns() -> None:

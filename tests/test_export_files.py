@@ -290,7 +290,7 @@ def test_the_tool_fails_beyond_its_tolerance(tmp_path: Path) -> None:
     done = run('--tolerance', '1e-9')
     assert done.returncode == 1, done.stderr
     assert 'BEYOND the tolerance of 1e-09' in done.stdout
-    assert (tmp_path / 'dfine_nano_hgnetv2_b0_coco.report.json').is_file()
+    assert (tmp_path / 'dfine_nano_hgnetv2_b0_coco.onnx.report.json').is_file()
     done = run('--precision', 'int8')
     assert done.returncode == 2
     assert 'precision int8 is made by OpenVINO' in done.stderr

@@ -296,7 +296,7 @@ def test_files_of_other_formats_and_versions_stay(
     assert report.file == str(tmp_path / 'v1.2.xml')
     assert [(tmp_path / other).read_text() for other in others] == ['mine'] * 5
     made = {path.name for path in tmp_path.iterdir()} - {*others, 'a.png'}
-    names = ('v1.2.bin', 'v1.2.report.json', 'v1.2.report.txt', 'v1.2.xml')
+    names = ('v1.2.bin', 'v1.2.xml', 'v1.2.xml.report.json', 'v1.2.xml.report.txt')
     assert made == {*names, 'weights.pth'}
 
 

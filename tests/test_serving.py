@@ -349,16 +349,20 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
     assert 'mmb_queue_length 0.0' in text
 
 
+@pytest.mark.parametrize('part', ['prepare', 'predict'])
 def test_a_model_that_fails_is_status_500_and_the_server_stays(
-    client: TestClient,
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     service = client.app.state.service
-    working = service.batcher._predict
-    service.batcher._predict = lambda inputs: 1 / 0
     data = encoded(picture())
-    answer = client.post('/predict', content=data)
+    with monkeypatch.context() as patch:
+        if part == 'prepare':
+            patch.setattr(service.backend, 'prepare', lambda image, name: 1 / 0)
+        else:
+            patch.setattr(service.batcher, '_predict', lambda inputs: 1 / 0)
+        answer = client.post('/predict', content=data)
     assert answer.status_code == 500 and 'division' not in answer.text
-    service.batcher._predict = working
+    assert 'the model failed' in answer.json()['error']
     assert client.post('/predict', content=data).status_code == 200
 
 

@@ -4,7 +4,7 @@ python tools/export.py CONFIG CHECKPOINT --format onnx
 python tools/export.py CONFIG CHECKPOINT --format openvino --precision int8 \
     --data-root data/coco --size 640 640 --images data/coco/val2017
 
-Writes the file and `<stem>.report.json` and `.txt`. Exit status 1: the file differs
+Writes the file and `<file>.report.json` and `.txt`. Exit status 1: the file differs
 by more than the tolerance.
 """
 

@@ -157,7 +157,7 @@ def export_model(
         notes=notes,
     )
     _compare(report, cfg, model, reference, info, paths, options)
-    report.save(path.with_suffix(''))
+    report.save()
     return report
 
 

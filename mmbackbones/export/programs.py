@@ -1,4 +1,4 @@
-"""`torch.export` of a graph: what every format but TorchScript starts from."""
+"""`torch.export` of a graph, what every format starts from."""
 
 import contextlib
 from collections.abc import Iterator

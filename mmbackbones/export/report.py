@@ -5,6 +5,7 @@ exported file in its runtime.
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,13 +86,18 @@ class Report:
             lines.append(f'{verdict} the tolerance of {self.tolerance:g}')
         return '\n'.join(lines)
 
-    def save(self, stem: str | Path) -> None:
-        """Write `<stem>.report.json` and `<stem>.report.txt`."""
+    def save(self) -> None:
+        """Write `<file>.report.json` and `<file>.report.txt`."""
         content = dict(vars(self), passed=self.passed)
         if self.differences is not None:
-            content['differences'] = self.differences.to_dict()
-        Path(f'{stem}.report.json').write_text(json.dumps(content, indent=1) + '\n')
-        Path(f'{stem}.report.txt').write_text(self.text() + '\n')
+            content['differences'] = {
+                # JSON has no number for NaN.
+                key: value if math.isfinite(value) else str(value)
+                for key, value in self.differences.to_dict().items()
+            }
+        text = json.dumps(content, indent=1)
+        Path(f'{self.file}.report.json').write_text(text + '\n')
+        Path(f'{self.file}.report.txt').write_text(self.text() + '\n')
 
 
 def _difference_lines(found: Comparison) -> list[str]:

@@ -58,7 +58,8 @@ class Service:
         """Inputs of the model, from `(H, W, 3)` uint8 BGR images.
 
         Raises:
-            RequestError: 422 where a side of an image rounds to no pixel.
+            RequestError: 422 where a side of an image rounds to no pixel; 500 where
+                it fails otherwise.
         """
         prepare = partial(self.backend.prepare, name='request')
         try:
@@ -67,6 +68,8 @@ class Service:
             raise RequestError(
                 422, 'an image cannot be brought to the size of the model'
             ) from error
+        except Exception as error:
+            raise _failure(error) from error
 
     async def predict(self, inputs: Sequence[Any]) -> list[Boxes] | list[np.ndarray]:
         """What is in prepared images.
@@ -79,10 +82,15 @@ class Service:
         except RequestError:
             raise
         except Exception as error:
-            print_log(f'prediction failed: {error!r}', logger='current', level=40)
-            raise RequestError(500, 'the model failed; see the log') from error
+            raise _failure(error) from error
 
     async def close(self) -> None:
         """Finish what was accepted."""
         await self.batcher.stop()
         self._pool.shutdown()
+
+
+def _failure(error: Exception) -> RequestError:
+    """What a client sees of something that should not happen."""
+    print_log(f'prediction failed: {error!r}', logger='current', level=40)
+    return RequestError(500, 'the model failed; see the log')
