@@ -130,6 +130,27 @@ def test_who_sees_whom():
     assert visible.tolist() == [[c == '1' for c in row] for row in expected]
 
 
+def test_of_a_crowd_some_are_drawn():
+    sizes, most = (1200, 3, 0, 501), 500
+    truth, queries = make(sizes)
+    assert queries.content.shape[1] == 2 * most
+    pairs = queries.pairs
+    assert pairs.num_groups == 1
+    assert pairs.image.bincount(minlength=4).tolist() == [most, 3, 0, most]
+    assert len(set(pairs.target.tolist())) == 2 * most + 3
+    start = torch.tensor([0, 1200, 1203, 1203])[pairs.image]
+    inside = (pairs.target >= start) & (
+        pairs.target < start + torch.tensor(sizes)[pairs.image]
+    )
+    assert inside.all()
+    # Not the first 500, and each query is made of the box that it is paired with.
+    assert pairs.target[:most].max() > 600
+    made = queries.box_logits[pairs.image, pairs.query].sigmoid()
+    assert_close(made, truth.boxes[pairs.target], atol=1e-4, rtol=0)
+    label = queries.content[pairs.image, pairs.query].argmax(-1)
+    assert torch.equal(label, truth.labels[pairs.target])
+
+
 def test_a_single_group_takes_no_mask():
     assert denoising_visible_mask(8, 1, 3, torch.device('cpu')) == 8
 

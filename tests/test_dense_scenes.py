@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_iter
 import mmbackbones.detectors.dfine
 import mmbackbones.losses.dfine_criterion  # noqa: F401
 
-# Measured 81 MiB for 2000 boxes and 41 MiB for 1000, of a model with 20 queries, 2
+# Measured 30 MiB for 2000 boxes and 24 MiB for 1000, of a model with 20 queries, 2
 # layers and width 32: nothing grows with boxes times boxes.
-LIMIT_MIB = 100
+LIMIT_MIB = 40
 
 
 class LiveMemory(TorchDispatchMode):
@@ -62,4 +62,4 @@ def test_memory_of_a_step_is_the_stated_one_and_grows_with_the_boxes() -> None:
     init_default_scope('mmdet')
     half, whole = peak_of_a_step(1000), peak_of_a_step(2000)
     assert whole < LIMIT_MIB
-    assert whole < 2.1 * half
+    assert whole < 1.5 * half

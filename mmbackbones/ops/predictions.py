@@ -52,7 +52,8 @@ class DenoisingPairs:
         image: `(P,)` int64, index of the image.
         query: `(P,)` int64, index among that image's denoising queries.
         target: `(P,)` int64, index into the flat `BoxTargets`.
-        num_groups: G, copies of the ground truth; P = T * G.
+        num_groups: G, copies of the ground truth; P = T * G, less where boxes of
+            crowded images are left out.
     """
 
     image: Tensor
