@@ -214,6 +214,11 @@ def test_benchmark_counts_and_times(folder: Path) -> None:
         ('test', [CONFIG, 'none.pth'], 'none.pth'),
         ('infer', [CONFIG, 'none.pth', 'no/*.jpg'], "no images in 'no/*.jpg'"),
         ('browse_dataset', ['configs/none.py'], 'does not exist'),
+        (
+            'print_config',
+            [CONFIG, '--cfg-options', 'trian_cfg.max_epochs=7'],
+            "neither the config nor the Runner has 'trian_cfg'; did you mean 'train_",
+        ),
     ],
 )
 def test_mistakes_end_with_one_line(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from mmbackbones.apis.command_line import run_tool
+from mmbackbones.apis.command_line import check_keys, run_tool
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
         raise ValueError(f'config file {args.config!r} does not exist; see configs/')
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
+        check_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if args.out:
         cfg.dump(args.out)

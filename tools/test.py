@@ -12,13 +12,14 @@ import argparse
 from pathlib import Path
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
-from mmbackbones.apis.command_line import make_parser, run_tool
+from mmbackbones.apis.command_line import add_launcher, make_parser, run_tool
 from mmbackbones.apis.config import is_segmentor, load_config, prepare
 
 
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = make_parser(__doc__, checkpoint=True)
+    add_launcher(parser)
     parser.add_argument('--out', help='detection: write a COCO json, OUT.bbox.json')
     parser.add_argument('--show-dir', help='write annotated pictures to this folder')
     return parser.parse_args()

@@ -10,7 +10,7 @@ bash tools/dist_train.sh CONFIG 4 --auto-scale-lr
 import argparse
 
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
-from mmbackbones.apis.command_line import make_parser, run_tool
+from mmbackbones.apis.command_line import add_launcher, make_parser, run_tool
 from mmbackbones.apis.config import (
     LOG_BACKENDS,
     load_config,
@@ -23,6 +23,7 @@ from mmbackbones.apis.config import (
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = make_parser(__doc__)
+    add_launcher(parser)
     parser.add_argument(
         '--resume',
         nargs='?',

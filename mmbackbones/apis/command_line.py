@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-__all__ = ['check_keys', 'make_parser', 'run_tool']
+__all__ = ['add_launcher', 'check_keys', 'make_parser', 'run_tool']
 
 # What the Runner looks up in a config besides its own arguments.
 _OPTIONAL_KEYS = (
@@ -49,14 +49,23 @@ def make_parser(
         metavar='KEY=VALUE',
         help='any other value of the config, by its dotted key',
     )
+    return parser
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a tool that may run as several processes."""
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',
         help='how processes were started; dist_train.sh and slurm_train.sh set it',
     )
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
-    return parser
+    parser.add_argument(
+        '--local-rank',
+        '--local_rank',
+        type=int,
+        help='as torch.distributed.launch passes it; LOCAL_RANK is what counts',
+    )
 
 
 def check_keys(cfg: Config, options: Iterable[str]) -> None:

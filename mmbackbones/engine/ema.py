@@ -18,6 +18,7 @@ from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmbackbones.engine.train_loops import step_is_complete
 from mmbackbones.registry import HOOKS, MODELS
 
 __all__ = ['RampEMA', 'RampEMAHook']
@@ -95,7 +96,8 @@ class RampEMAHook(EMAHook):
     training starts, after initialisation and loading, so that the first update can
     be an average as published. Everything else is mmengine's: the averaged weights
     are the `state_dict` of a checkpoint, the trained ones and the number of
-    updates its `ema_state_dict`; resuming swaps them back.
+    updates its `ema_state_dict`; resuming swaps them back. Where gradients are
+    accumulated, it moves once a step of the optimiser, not at every iteration.
 
     Priority NORMAL: after a validation the trained weights are back before
     `StageSwitchHook` and `CheckpointHook` (LOW, VERY_LOW) save.
@@ -112,6 +114,17 @@ class RampEMAHook(EMAHook):
         """Start the average from the weights that training starts from."""
         if self.ema_model.steps == 0:
             self.ema_model.module.load_state_dict(self.src_model.state_dict())
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Move the average where this iteration completed a step."""
+        if step_is_complete(runner):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 def _move(averages: list[Tensor], sources: list[Tensor], weight: float) -> None:

@@ -45,6 +45,30 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
+class _Evaluation(COCOeval_faster):
+    """Counts a list of detections as it is: what indexes it would cost is not needed.
+
+    Args:
+        truth: the annotation file.
+        detections: COCO's list of results with `id`, `area` and `iscrowd`, of images
+            and categories that are evaluated.
+        logger: takes the library's words.
+    """
+
+    def __init__(self, truth: COCO, detections: list[dict], logger: MMLogger) -> None:
+        super().__init__(truth, COCO(), 'bbox', print_function=logger.debug)
+        self._detections = detections
+
+    def _prepare(self) -> None:
+        super()._prepare()  # takes in the ground truth; `cocoDt` is empty
+        for found in self._detections:
+            self.dt_dataset.append_ref(found['image_id'], found['category_id'], found)
+        self._nonempty_iou_pairs = {
+            (annotation['image_id'], annotation['category_id'])
+            for annotation in self.cocoGt.anns.values()
+        }
+
+
 @METRICS.register_module()
 class FastCocoMetric(CocoMetric):
     """The twelve COCO numbers of boxes, as `coco/bbox_mAP`, `coco/bbox_AR@100`, ...
@@ -96,7 +120,8 @@ class FastCocoMetric(CocoMetric):
         )
         self._from_samples = ann_file is None
         if ann_file is not None:
-            with get_local_path(ann_file, backend_args=backend_args) as path:
+            local = get_local_path(ann_file, backend_args=backend_args)
+            with local as path, _without_collector():
                 self._coco_api = _index(load(path))
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -131,12 +156,7 @@ class FastCocoMetric(CocoMetric):
         if self.format_only:
             return {}
         image_ids = self._check_images(predictions, logger)
-        evaluation = COCOeval_faster(
-            self._coco_api,
-            self._index_detections(detections),
-            'bbox',
-            print_function=logger.debug,
-        )
+        evaluation = _Evaluation(self._coco_api, detections, logger)
         evaluation.params.imgIds = image_ids
         evaluation.params.catIds = [i for i in category_ids if i in self._coco_api.cats]
         evaluation.params.maxDets = [1, 10, 100]
@@ -223,13 +243,6 @@ class FastCocoMetric(CocoMetric):
         if not detections:
             logger.warning(f'no detections at all on {len(predictions)} images')
         return detections
-
-    def _index_detections(self, detections: list[dict]) -> COCO:
-        """What `COCO.loadRes` makes of them, without another pass over all."""
-        found = COCO()
-        found.dataset = dict(self._coco_api.dataset, annotations=detections)
-        found.createIndex()
-        return found
 
     def _check_images(self, predictions: list[dict], logger: MMLogger) -> list:
         image_ids = sorted({prediction['img_id'] for prediction in predictions})
