@@ -24,7 +24,7 @@ from mmbackbones.export.graph import BackboneGraph, Normalise, build_graph
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.runners import GraphRunner
 from mmbackbones.inference.exported import ExportedBackend
-from mmbackbones.inference.metadata import ExportInfo
+from mmbackbones.inference.metadata import ExportInfo, parse_metadata, read_sidecar
 from mmbackbones.inference.runtimes import open_exported
 from mmbackbones.layers.fold import fold_for_inference, pad_channels
 
@@ -142,7 +142,8 @@ def test_nano_in_other_formats(
     assert not found.exceeds(1e-3), found
     if format == 'tensorrt':
         assert any('trtexec' in line for line in notes)
-        assert (tmp_path / 'nano.json').is_file()
+        sidecar = read_sidecar(tmp_path / 'nano.engine')
+        assert parse_metadata(sidecar, 'nano.engine') == info
     if format == 'openvino':
         path = tmp_path / 'nano.xml'
         assert open_exported(str(path), 'openvino', 'cpu').info == info

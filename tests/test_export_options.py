@@ -1,11 +1,15 @@
 """Options of an export that do not go together, said before anything is loaded."""
 
 import sys
+from types import ModuleType
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from mmbackbones.apis.export import ExportOptions, default_size, export_model
+from mmbackbones.export.description import published_licence
 from mmbackbones.export.executorch_file import need_executorch
 from mmbackbones.export.onnx_file import need
 
@@ -47,3 +51,37 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'executorch', None)
     with pytest.raises(ValueError, match=r'needs executorch.*\[executorch\]'):
         need_executorch('executorch.exir')
+
+
+@pytest.mark.parametrize(
+    ('options', 'package'),
+    [
+        (dict(format='onnx'), 'onnxscript'),
+        (dict(format='openvino'), 'openvino'),
+        (dict(format='openvino', precision='int8', images='x'), 'nncf'),
+        (dict(format='executorch'), 'executorch'),
+    ],
+)
+def test_missing_packages_are_named_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, options: dict, package: str
+) -> None:
+    for name in ('onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf'):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f'needs {package}'):
+        export_model(DETECTOR, 'x.py', 'no such file.pth', ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'licence'),
+    [
+        (dict(type='HGNetV2', arch='b0'), 'Apache-2.0'),
+        (dict(type='ResNetVD', arch='r18'), 'Apache-2.0'),
+        (dict(type='ConvNeXtV2', arch='atto'), 'CC-BY-NC-4.0'),
+        (dict(type='Hiera', arch='tiny'), 'CC-BY-NC-4.0'),
+    ],
+)
+def test_licences_of_published_weights(backbone: dict, licence: str) -> None:
+    with torch.device('meta'):
+        assert published_licence(MODELS.build(backbone)) == licence
+    assert published_licence(torch.nn.Identity()) == 'unknown'

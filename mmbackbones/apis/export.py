@@ -17,7 +17,13 @@ from mmbackbones.export.description import (
     resize_mode,
     slide_of,
 )
-from mmbackbones.export.files import SUFFIXES, named, open_file, write_file
+from mmbackbones.export.files import (
+    SUFFIXES,
+    named,
+    need_packages,
+    open_file,
+    write_file,
+)
 from mmbackbones.export.graph import BackboneGraph, build_graph
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.report import (
@@ -196,6 +202,7 @@ def _check(cfg: Config, options: ExportOptions) -> None:
         raise ValueError('a bare backbone predicts nothing that could be evaluated')
     if options.out is not None:
         named(options.out, options.format)
+    need_packages(options.format, options.precision)
 
 
 def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:

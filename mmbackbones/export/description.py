@@ -11,6 +11,8 @@ __all__ = ['describe', 'published_licence', 'resize_mode', 'slide_of']
 
 _LICENCES = {
     'HGNetV2': 'Apache-2.0',
+    'HGNetV2Lite': 'Apache-2.0',
+    'ResNetVD': 'Apache-2.0',
     'ConvNeXtV2': 'CC-BY-NC-4.0',
     'Hiera': 'CC-BY-NC-4.0',
 }

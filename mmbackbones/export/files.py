@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch.export import ExportedProgram
 
-from mmbackbones.export.executorch_file import save_executorch
-from mmbackbones.export.onnx_file import save_onnx
+from mmbackbones.export.executorch_file import need_executorch, save_executorch
+from mmbackbones.export.onnx_file import need, save_onnx
 from mmbackbones.export.openvino_file import save_openvino
 from mmbackbones.export.precision import quantise_openvino, to_half
 from mmbackbones.export.programs import save_program
@@ -23,7 +23,7 @@ from mmbackbones.export.triton import write_repository
 from mmbackbones.inference.exported import Session
 from mmbackbones.inference.metadata import ExportInfo, write_sidecar
 
-__all__ = ['SUFFIXES', 'named', 'open_file', 'write_file']
+__all__ = ['SUFFIXES', 'named', 'need_packages', 'open_file', 'write_file']
 
 SUFFIXES = {
     'onnx': '.onnx',
@@ -34,6 +34,14 @@ SUFFIXES = {
     'triton': '.onnx',
 }
 """Of the file that a format writes; TensorRT and Triton take the ONNX file."""
+
+_ONNX = ('onnx', 'onnxscript', 'onnxruntime')
+_PACKAGES = {
+    'onnx': _ONNX,
+    'openvino': (*_ONNX, 'openvino'),
+    'tensorrt': _ONNX,
+    'triton': _ONNX,
+}
 
 Batches = Callable[[], Iterator[np.ndarray]]
 
@@ -52,6 +60,20 @@ def named(path: str | Path, format: str) -> Path:
     if given in {*SUFFIXES.values(), '.bin', '.engine'}:
         raise ValueError(f'out is {str(path)!r}, but format {format} writes {suffix}')
     return Path(f'{path}{suffix}')
+
+
+def need_packages(format: str, precision: str) -> None:
+    """Import what a format is written and run with: sooner than a model is traced.
+
+    Raises:
+        ValueError: a package is not installed.
+    """
+    for package in _PACKAGES.get(format, ()):
+        need(package, f'format {format}')
+    if precision == 'int8':
+        need('nncf', 'precision int8')
+    if format == 'executorch':
+        need_executorch('executorch.exir')
 
 
 def write_file(
@@ -98,7 +120,7 @@ def write_file(
         return notes
     notes = _write_onnx(program, path, info, output_names, precision, batches)
     if format == 'tensorrt':
-        write_sidecar(path, info)
+        write_sidecar(path.with_suffix('.engine'), info)
         notes += check_for_tensorrt(path, info)
     if format == 'triton':
         repository = path.parent / 'repository'

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from mmbackbones.inference.metadata import KEY, ExportInfo, metadata_json
 from mmbackbones.layers.hg_stem import HGStem, StemPool
@@ -156,5 +157,11 @@ def _record_table(module: nn.Module, graph: nn.Module, images: Tensor) -> Tensor
 
 
 def save_program(program: ExportedProgram, path: str | Path, info: ExportInfo) -> None:
-    """Write a `.pt2` that `torch.export.load` reads, metadata inside."""
+    """Write a `.pt2` that `torch.export.load` reads, metadata inside.
+
+    What line of the source each node comes from is dropped: it names folders.
+    """
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop('stack_trace', None)
     torch.export.save(program, path, extra_files={KEY: metadata_json(info)})

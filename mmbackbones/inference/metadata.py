@@ -3,8 +3,8 @@
 An exported file carries one JSON object under the key `mmbackbones`: in an ONNX file
 among the metadata properties, in an OpenVINO model in the runtime information, in a
 program of `torch.export` among its extra files, beside a TensorRT engine or an
-ExecuTorch program in a file of the same name that ends in `.json`. What is written and
-what is read are defined here, side by side.
+ExecuTorch program in `<file>.json`. What is written and what is read are defined here,
+side by side.
 """
 
 import json
@@ -230,19 +230,19 @@ def read_openvino_metadata(model: Any) -> str | None:
 
 
 def write_sidecar(path: str | Path, info: ExportInfo) -> Path:
-    """Write `<stem>.json` beside a file that cannot hold it; returns its path."""
-    sidecar = Path(path).with_suffix('.json')
+    """Write `<file>.json` beside a file that cannot hold it; returns its path."""
+    sidecar = Path(f'{path}.json')
     sidecar.write_text(metadata_json(info))
     return sidecar
 
 
 def read_sidecar(path: str | Path) -> str:
-    """Text of `<stem>.json` beside a file.
+    """Text of `<file>.json` beside a file.
 
     Raises:
         ValueError: there is none.
     """
-    sidecar = Path(path).with_suffix('.json')
+    sidecar = Path(f'{path}.json')
     if not sidecar.is_file():
         raise ValueError(
             f'{str(path)!r} lacks {str(sidecar)!r}, its metadata; keep them together'

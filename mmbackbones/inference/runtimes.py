@@ -20,6 +20,7 @@ from mmbackbones.inference.metadata import (
     read_openvino_metadata,
     read_sidecar,
 )
+from mmbackbones.inference.program_file import load_program
 
 __all__ = ['SUFFIXES', 'open_exported', 'runtime_of']
 
@@ -247,10 +248,7 @@ class _Program:
         if device not in (None, 'cpu'):
             raise ValueError(f'device is {device!r}; programs of .pt2 files run on cpu')
         extra = {KEY: ''}
-        try:
-            program = torch.export.load(path, extra_files=extra)
-        except Exception as error:  # a zip file's, pickle's, or PyTorch's own
-            raise ValueError(f'PyTorch refuses {path!r}: {error}') from error
+        program = load_program(path, extra)
         self.text = extra[KEY] or None
         # First: a program of others may take anything.
         self._names = parse_metadata(self.text, path).output_names
