@@ -6,13 +6,13 @@ libraries and looks up any function of torch by name. Only what a network needs 
 through here; a file that wants more is refused before PyTorch sees it.
 """
 
+import contextlib
 import json
 import os
 import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
@@ -20,11 +20,11 @@ from torch.export import ExportedProgram
 __all__ = ['load_program']
 
 _MEMBERS = re.compile(
-    r'(data/(weights|constants|sample_inputs)/[\w.-]+|models/\w+\.json|extra/[\w.-]+|'
-    r'extra_files/[\w.-]+|serialized_\w+\.(json|pt)|'
+    r'([^/]+/)?(data/(weights|constants|sample_inputs)/[\w.-]+|models/\w+\.json|'
+    r'extra(_files)?/[\w.-]+|serialized_\w+\.(json|pt)|'
     r'(\.data/)?(version|serialization_id)|archive_(format|version)|byteorder)'
 )
-"""Files of the archive, below its folder; torch to 2.6 writes `serialized_*`."""
+"""Files of the archive; torch to 2.6 has `serialized_*` and no folder around all."""
 
 _TARGETS = re.compile(
     r'torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|'
@@ -57,17 +57,31 @@ def load_program(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for wanted in _forbidden(archive):
-                raise ValueError(
-                    f'{path!r} is refused: {wanted}; a program of torch.export that '
-                    'tools/export.py wrote holds nothing of the kind'
-                )
-        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'):
-            return torch.export.load(path, extra_files=extra_files)
-    except ValueError:
-        raise
+            forbidden = next(_forbidden(archive), None)
+        if forbidden is None:
+            with _tensors_only():
+                return torch.export.load(path, extra_files=extra_files)
     except Exception as error:  # a zip file's, pickle's, or PyTorch's own
         raise ValueError(f'PyTorch refuses {path!r}: {error}') from error
+    raise ValueError(
+        f'{path!r} is refused: {forbidden}; a program of torch.export that '
+        'tools/export.py wrote holds nothing of the kind'
+    )
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """`torch.load` unpickles tensors and plain containers only, whoever calls it."""
+    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(name)
+    os.environ[name] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _forbidden(archive: zipfile.ZipFile) -> Iterator[str]:
@@ -76,9 +90,8 @@ def _forbidden(archive: zipfile.ZipFile) -> Iterator[str]:
     if len({name.lower() for name in names}) < len(names):
         yield 'two of its files have one name'
     for name in names:
-        inner = name.partition('/')[2] or name
-        if not _MEMBERS.fullmatch(inner):
-            yield f'it has a file {inner!r}'
+        if not _MEMBERS.fullmatch(name):
+            yield f'it has a file {name!r}'
         if name.endswith('.json'):
             yield from _forbidden_in(json.loads(archive.read(name)))
 
