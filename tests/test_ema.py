@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from official_helpers import checkout
@@ -17,6 +17,7 @@ from toy_runner import ToyModel, toy_runner
 
 import mmbackbones  # noqa: F401
 from mmbackbones.engine.ema import RampEMA, RampEMAHook
+from mmbackbones.engine.safe_runner import SafeRunner
 
 
 class Net(nn.Module):
@@ -189,6 +190,29 @@ def test_hook_validates_and_saves_the_average_and_resumes(tmp_path: Path) -> Non
     torch.testing.assert_close(
         saved['ema_state_dict']['module.weight'], whole.model.weight.detach()
     )
+
+
+def test_accumulated_gradients_move_it_once_a_step(tmp_path: Path) -> None:
+    """Three epochs of two iterations, which are one step; resumed after two."""
+
+    class Notes(Hook):
+        def after_train_epoch(self, runner: Runner) -> None:
+            weights.append(runner.model.weight.detach().clone())
+
+    weights: list[torch.Tensor] = []
+    optimizer = dict(type='AdamW', lr=0.05)
+    options = dict(
+        optim_wrapper=dict(optimizer=optimizer, accumulative_counts=2),
+        custom_hooks=[Notes()],
+        runner_class=SafeRunner,
+    )
+    run(tmp_path, max_epochs=2, **options)
+    average = ema_of(run(tmp_path, max_epochs=3, resume=True, **options))
+    assert average.steps == len(weights) == 3
+    expected = torch.tensor([1.0, -1.0])
+    for weight in weights:
+        expected = 0.8 * expected + 0.2 * weight
+    torch.testing.assert_close(average.module.weight, expected)
 
 
 def load_official() -> type:

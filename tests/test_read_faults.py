@@ -3,14 +3,17 @@
 import gc
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
-from killed_runs import noisy_runner
+from killed_runs import RANKS, NoisyModel, in_ranks, noisy_runner
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 from toy_runner import ToyModel, ToyPreprocessor
 
@@ -184,6 +187,76 @@ def test_too_many_end_the_run(root: Path, tmp_path: Path) -> None:
     runner = image_runner(root, tmp_path / 'more', max_share=0.4)
     runner.train()
     assert len(runner.message_hub.get_info('read_faults')) == 3
+
+
+class InputsPreprocessor(ToyPreprocessor):
+    def forward(self, data: dict, training: bool = False) -> dict:
+        return super().forward(dict(inputs=data['inputs']), training)
+
+
+class InputsModel(NoisyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_preprocessor = InputsPreprocessor()
+
+
+class Faulty(Hook):
+    """Reports files as a data set does: their names by rank and iteration."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, faults: dict[tuple[int, int], str]) -> None:
+        self.faults = faults
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        name = self.faults.get((runner.rank, runner.iter))
+        sample = BaseDataElement()
+        if name:
+            sample.set_metainfo(dict(read_faults=[(name, f'{name} is gone')]))
+        data_batch['data_samples'] = [sample]
+
+
+# By number of ranks: names by rank and iteration.
+FAULTS = {
+    1: {(0, 1): 'a', (0, 3): 'b', (0, 6): 'a'},
+    2: {(0, 0): 'a', (1, 0): 'b', (1, 2): 'b', (0, 4): 'c', (1, 5): 'd'},
+}
+
+
+@pytest.mark.parametrize('num_ranks', [1, 2])
+def test_counts_of_all_ranks_survive_a_resume(tmp_path: Path, num_ranks: int) -> None:
+    """Resumed from a state after 3 iterations, and after an epoch, which ends at 4."""
+
+    def work(rank: int, stop: int) -> None:
+        def at(event: str, runner: Runner) -> None:
+            if runner.iter == stop:
+                raise SystemExit(9)
+
+        faults = dict(type=ReadFaultHook, max_share=1.0)
+        runner = noisy_runner(
+            tmp_path,
+            at=at,
+            model=InputsModel(),
+            resume=True,
+            hooks=dict(read_faults=faults, stage_switch=None),
+            **(RANKS if num_ranks > 1 else {}),
+        )
+        runner.register_hook(Faulty(FAULTS[num_ranks]))
+        said: list[str] = []
+        runner.logger.warning = lambda text, *args: said.append(text)
+        runner.train()
+        (tmp_path / f'said_{rank}').write_text(said[-1])
+
+    for stop in (3, 5):
+        codes = in_ranks(partial(work, stop=stop), num_ranks)
+        assert codes == [9] * num_ranks
+    assert in_ranks(partial(work, stop=-1), num_ranks) == [0] * num_ranks
+    times, names = len(FAULTS[num_ranks]), sorted(set(FAULTS[num_ranks].values()))
+    for rank in range(num_ranks):
+        text = (tmp_path / f'said_{rank}').read_text()
+        assert f'replaced {times} times: {", ".join(names)}' in text
 
 
 def test_bad_arguments_are_named() -> None:

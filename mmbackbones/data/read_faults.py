@@ -5,6 +5,7 @@ epoch: neither should end the run, and neither should pass unseen.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,10 @@ class ReadFaultHook(Hook):
     which is then not what it should be. One file is tolerated in any set.
 
     Fires before training iterations, on each rank for its own samples. The counts
-    stand in the message hub, so that a resumed run goes on with them.
+    stand in the message hub, so that a resumed run goes on with them. Ranks add up
+    theirs before a state is saved and after each epoch.
+
+    Priority NORMAL: before a checkpoint is saved.
 
     Args:
         max_share: of the training set that may be unreadable.
@@ -105,6 +109,13 @@ class ReadFaultHook(Hook):
         if not 0 <= max_share <= 1:
             raise ValueError(f'max_share is {max_share}; give a share from 0 to 1')
         self.max_share = max_share
+        self._shared: Counter[str] = Counter()  # of all ranks, the same on each
+        self._own: Counter[str] = Counter()  # of this rank since then
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on with the counts of a resumed run."""
+        self._shared = Counter(runner.message_hub.runtime_info.get(_KEY, {}))
+        self._own.clear()
 
     def before_train_iter(
         self,
@@ -118,25 +129,41 @@ class ReadFaultHook(Hook):
         if faults:
             self._count(runner, faults)
 
+    def before_saving(self, runner: Runner) -> None:
+        """Share the counts, see `SafeCheckpointHook`."""
+        self._share(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Share the counts."""
+        self._share(runner)
+
     def after_train(self, runner: Runner) -> None:
         """Name all of them."""
-        counts: dict[str, int] = {}
-        for of_rank in all_gather_object(_counts(runner)):
-            for name, times in of_rank.items():
-                counts[name] = counts.get(name, 0) + times
-        if counts:
+        self._share(runner)
+        if self._shared:
             runner.logger.warning(
-                f'{len(counts)} images could not be read and were replaced '
-                f'{sum(counts.values())} times: {name_some(sorted(counts), 100)}'
+                f'{len(self._shared)} images could not be read and were replaced '
+                f'{self._shared.total()} times: {name_some(sorted(self._shared), 100)}'
             )
 
-    def _count(self, runner: Runner, faults: Sequence[tuple[str, str]]) -> None:
-        counts = dict(_counts(runner))
-        for name, reason in faults:
-            if name not in counts:
-                runner.logger.warning(f'Replaced by another sample: {reason}')
-            counts[name] = counts.get(name, 0) + 1
+    def _share(self, runner: Runner) -> None:
+        """Add up the counts of all ranks; each of them has to call it."""
+        for own in all_gather_object(self._own):
+            self._shared += own
+        self._own = Counter()
+        self._publish(runner)
+
+    def _publish(self, runner: Runner) -> dict[str, int]:
+        counts = dict(self._shared + self._own)
         runner.message_hub.update_info(_KEY, counts)
+        return counts
+
+    def _count(self, runner: Runner, faults: Sequence[tuple[str, str]]) -> None:
+        for name, reason in faults:
+            if name not in self._shared and name not in self._own:
+                runner.logger.warning(f'Replaced by another sample: {reason}')
+            self._own[name] += 1
+        counts = self._publish(runner)
         size = len(runner.train_dataloader.dataset)
         if len(counts) > max(1, self.max_share * size):
             raise ValueError(
@@ -148,7 +175,3 @@ class ReadFaultHook(Hook):
 
 def _faults_of(sample: object) -> Sequence[tuple[str, str]]:
     return getattr(sample, 'metainfo', {}).get(_KEY, ())
-
-
-def _counts(runner: Runner) -> dict[str, int]:
-    return runner.message_hub.runtime_info.get(_KEY, {})

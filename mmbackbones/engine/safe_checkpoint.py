@@ -30,6 +30,9 @@ class SafeCheckpointHook(CheckpointHook):
       if the disk is full, the oldest of several states is given up for it;
     - what is due while gradients are accumulated is saved after the step;
     - `last_checkpoint` is replaced at once;
+    - hooks that have a method `before_saving(runner)` are called before a state is
+      saved, by all ranks (`before_save_checkpoint` may be by the first alone, where a
+      write is made up for);
     - before training, what the checkpoints will need is compared with the space
       there is.
 
@@ -97,6 +100,8 @@ class SafeCheckpointHook(CheckpointHook):
             return
         checkpoint_due, state_due = self._checkpoint_due, self._state_due
         self._checkpoint_due = self._state_due = False
+        if state_due:  # first, in case that the checkpoint is that state
+            runner.call_hook('before_saving')
         if checkpoint_due:
             super()._save_checkpoint(runner)
         if state_due:
@@ -127,6 +132,7 @@ class SafeCheckpointHook(CheckpointHook):
         Returns:
             Whether it is on the disk.
         """
+        runner.call_hook('before_saving')
         if self._saved_iter == done and not again:
             return True
         meta = dict(epoch=runner.epoch, iter=done)

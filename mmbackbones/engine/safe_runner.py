@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -14,10 +15,12 @@ from mmbackbones.engine.atomic_files import (
     put_in_place,
     resumable,
 )
-from mmbackbones.engine.stated_lr import keep_stated_lr
+from mmbackbones.engine.stated_lr import StatedLR
 from mmbackbones.engine.train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = ['SafeRunner']
+
+_SCALED = 'auto_scale_lr'  # in the message hub: the batch size that the rate is for
 
 _RESUMABLE_LOOPS = {
     EpochBasedTrainLoop: ResumableEpochLoop,
@@ -34,7 +37,8 @@ class SafeRunner(Runner):
     - `resume='auto'`, or True without `load_from`, takes the newest checkpoint of the
       work dir that is whole. Where there is none the run starts as if it were not
       given: from `load_from`, if that is stated.
-    - A learning rate that was changed since a checkpoint holds, see `stated_lr`.
+    - A learning rate or schedule that was changed since a checkpoint holds, see
+      `stated_lr`. A run that scales its rate by the batch size goes on doing so.
     - MMEngine's two train loops are replaced by those of `train_loops`, also where a
       config names theirs.
 
@@ -43,6 +47,7 @@ class SafeRunner(Runner):
     """
 
     disk_is_full = False
+    _resumed: dict | None = None  # the checkpoint, while it is taken up
 
     @classmethod
     def from_cfg(cls, cfg: dict) -> Runner:
@@ -93,10 +98,38 @@ class SafeRunner(Runner):
         self.disk_is_full = False
         return True
 
+    def scale_lr(
+        self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None
+    ) -> None:
+        """Scale rates by the batch size, as `Runner` does, and note that."""
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        if auto_scale_lr and auto_scale_lr.get('enable', False):
+            self.message_hub.update_info(_SCALED, auto_scale_lr['base_batch_size'])
+
     def resume(self, *args: object, **kwargs: object) -> None:
         """Take up a checkpoint, as `Runner` does, at the stated learning rate."""
-        with keep_stated_lr(self):
-            super().resume(*args, **kwargs)
+        info = self.message_hub.runtime_info
+        stated, scaled = StatedLR(self), info.get(_SCALED)
+        super().resume(*args, **kwargs)
+        if scaled:
+            self.message_hub.update_info(_SCALED, scaled)
+        elif _SCALED in info:
+            stated.scale(self._scale_for(info[_SCALED]))
+        checkpoint, self._resumed = self._resumed, None
+        if checkpoint is not None:
+            stated.restore(checkpoint)
+
+    def _scale_for(self, base_batch_size: int) -> float:
+        """Factor on the learning rate; that it is applied is said."""
+        loader = self._train_dataloader
+        size = loader['batch_size'] if isinstance(loader, dict) else loader.batch_size
+        factor = size * self.world_size / base_batch_size
+        self.logger.info(
+            'The run was begun with --auto-scale-lr and goes on like that: the stated '
+            f'learning rate is multiplied by {factor:g}, {size * self.world_size} '
+            f'samples in a step over {base_batch_size}'
+        )
+        return factor
 
     def load_checkpoint(self, filename: str, *args: object, **kwargs: object) -> dict:
         """Load weights, as `Runner.load_checkpoint` does; to resume, also the rest.
@@ -107,6 +140,7 @@ class SafeRunner(Runner):
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         if self._resume:
             self._check_is_state(filename, checkpoint)
+            self._resumed = checkpoint
         return checkpoint
 
     def _check_is_state(self, filename: str, checkpoint: dict) -> None:

@@ -26,7 +26,7 @@ from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmbackbones.engine.stated_lr import keep_stated_lr
+from mmbackbones.engine.stated_lr import StatedLR
 from mmbackbones.registry import HOOKS
 
 __all__ = ['StageSwitchHook', 'change_pipeline', 'unwrap']
@@ -232,12 +232,13 @@ class StageSwitchHook(Hook):
         runner.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         runner._resume = resume
         unwrap(runner.model).load_state_dict(checkpoint['state_dict'])
-        schedulers = runner.param_schedulers or []
-        states = checkpoint.get('param_schedulers', [])
-        with keep_stated_lr(runner):
-            runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
-            for scheduler, state in zip(schedulers, states, strict=True):
-                scheduler.load_state_dict(state)
+        stated = StatedLR(runner)
+        runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
+        schedulers = runner.param_schedulers or ()
+        states = checkpoint.get('param_schedulers', ())
+        for scheduler, state in zip(schedulers, states, strict=False):
+            scheduler.load_state_dict(state)
+        stated.restore(checkpoint)
         runner.logger.info(
             'Reloaded the best of the first stage: epoch '
             f'{checkpoint["meta"]["epoch"]}, {self.monitor} '

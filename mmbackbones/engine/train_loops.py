@@ -5,7 +5,7 @@ loads all batches again that were trained on. A validation that a kill cut off i
 with both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mmengine.dist import get_world_size
 from mmengine.optim import OptimWrapperDict
@@ -20,6 +20,7 @@ __all__ = [
     'ResumableEpochLoop',
     'ResumableIterLoop',
     'forget_validation',
+    'iterations_factor',
     'step_is_complete',
 ]
 
@@ -61,9 +62,22 @@ def _batches_done(loop: BaseLoop, done: int) -> int:
         return done
     loop.runner.logger.info(
         f'Resumed with {now} samples a step after {before}: goes on at the same '
-        'sample. The learning rate and its schedule are not adapted'
+        'sample. The base learning rate is not adapted, except by --auto-scale-lr'
     )
     return done * before // now
+
+
+def iterations_factor(runner: Runner, checkpoint: Mapping) -> float:
+    """Iterations in the place of one before the checkpoint.
+
+    Not 1 where epochs are counted and a step had another number of samples.
+    """
+    loop, hub = runner.train_loop, checkpoint.get('message_hub', {})
+    if not isinstance(loop, ResumableEpochLoop):
+        return 1.0
+    now = _samples_per_step(loop)
+    position = hub.get('runtime_info', {}).get('train_position', {})
+    return position.get('samples_per_step', now) / now
 
 
 class ResumableEpochLoop(EpochBasedTrainLoop):
@@ -93,8 +107,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train."""
+        self._take_up()  # first: hooks ask where the run is
         self.runner.call_hook('before_train')
-        self._take_up()
         if self.batches.start == 0:
             self._validate_if_due()
         while self._epoch < self._max_epochs and not self.stop_training:
