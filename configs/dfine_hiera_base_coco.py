@@ -6,7 +6,7 @@ Not published; here: not measured. What differs from D-FINE-L, and why:
   on COCO (0.2) and ImageNet (0.05);
 - its rate: on COCO it was fine-tuned with 3.5e-5 at batch 64 without layer-wise
   decay, on ImageNet with it. Here 5e-5 at the top and 0.9 per block: over 24 blocks
-  that is 1.8e-5 on average, the published rate at our batch of 32;
+  that is 1.7e-5 on average, the published rate at our batch of 32;
 - norms on the three maps, which differ in scale; norms, biases and position tables
   are not decayed, in encoder and decoder neither.
 `arch='base_abswin'` or `'sam2_base_plus'` with their weights have position tables

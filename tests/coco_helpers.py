@@ -1,6 +1,7 @@
 """COCO-style sets on disk of a few small images, and the data set that reads them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,9 @@ def expect_error(pattern: str, root: Path, **options: object) -> None:
 
 def boxes_of(dataset: CocoDetection, index: int = 0) -> list:
     return [instance['bbox'] for instance in dataset.get_data_info(index)['instances']]
+
+
+def grid_of_boxes(convert: Callable) -> list[dict]:
+    """Fifteen boxes of 10 x 8 pixels all over an image of 40 x 30."""
+    places = [(x, y) for x in (1, 7, 14, 21, 28) for y in (1, 9, 20)]
+    return [box_entry(convert(x, y, 10, 8)) for x, y in places]

@@ -49,11 +49,11 @@ def running_server(**limits: float) -> Iterator[tuple[str, subprocess.Popen]]:
 def serve(port: int, **limits: float) -> None:
     import resource
 
-    import uvicorn
     from inference_helpers import stub_inferencer
 
     from mmbackbones.serving.app import create_app
     from mmbackbones.serving.limits import Limits
+    from mmbackbones.serving.server import run_app
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -68,7 +68,7 @@ def serve(port: int, **limits: float) -> None:
 
         backend.predict = slow
     app = create_app(backend, name=NAME, limits=Limits(**limits))
-    uvicorn.run(app, port=port, log_level='warning', backlog=4096)
+    run_app(app, port=port)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import pytest
 import torch
 from backbone_helpers import fill, image
 from golden_helpers import assert_golden_names
+from helpers import TOY_ARCH
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -83,21 +84,30 @@ def test_out_indices_give_a_subset_of_all_maps(cls, arch, given, resolved):
 
 
 @smallest
-@pytest.mark.parametrize('given', [(), 4, -5, (1, 1), (3, -1), ('1',), (1.0,)])
+@pytest.mark.parametrize(
+    'given', [(), 4, -5, (1, 1), (3, -1), ('1',), (1.0,), '1', 1.0, None]
+)
 def test_bad_out_indices_name_the_range(cls, arch, given):
     with torch.device('meta'), pytest.raises(ValueError, match=r'out_indices.*-4\.\.3'):
         cls(arch, out_indices=given)
 
 
 @smallest
-@pytest.mark.parametrize('frozen_stages', [-2, 5])
+@pytest.mark.parametrize('frozen_stages', [-2, 5, '1', None])
 def test_bad_frozen_stages_name_the_range(cls, arch, frozen_stages):
     with torch.device('meta'), pytest.raises(ValueError, match=r'frozen_stages.*4'):
         cls(arch, frozen_stages=frozen_stages)
 
 
 @smallest
-@pytest.mark.parametrize('drop_path_rate', [-0.1, 1.0])
+@pytest.mark.parametrize('in_channels', [0, -3, '3', None])
+def test_bad_in_channels_are_named(cls, arch, in_channels):
+    with torch.device('meta'), pytest.raises(ValueError, match=f'is {in_channels!r};'):
+        cls(arch, in_channels=in_channels)
+
+
+@smallest
+@pytest.mark.parametrize('drop_path_rate', [-0.1, 1.0, '0.1', None])
 def test_bad_drop_path_rate_names_the_range(cls, arch, drop_path_rate):
     with torch.device('meta'), pytest.raises(ValueError, match=r'drop_path_rate.*0, 1'):
         cls(arch, drop_path_rate=drop_path_rate)
@@ -185,6 +195,20 @@ def test_norm_eval_uses_and_keeps_the_running_statistics(cls, arch):
     assert_close(trained, net.eval()(image(2, 3, 64, 64)))
 
 
+@pytest.mark.slow
+def test_checkpointing_compiles():
+    plain, compiled = (
+        fill(HGNetV2(TOY_ARCH, out_indices=0, with_cp=cp)) for cp in (False, True)
+    )
+    forward = torch.compile(compiled, backend='aot_eager')
+    results = []
+    for net, run in ((plain, plain), (compiled, forward)):
+        run(image(2, 3, 32, 32))[0].square().mean().backward()
+        grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        results.append((grads, dict(net.named_buffers())))
+    assert_close(results[1], results[0])
+
+
 @smallest
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
 def test_checkpointing_changes_no_number(cls, arch, drop_path_rate):
@@ -223,6 +247,21 @@ def test_autocast_stays_close_to_fp32(cls, arch):
     for found, wanted in zip(maps, expected, strict=True):
         error = (found.float() - wanted).norm() / wanted.norm()
         assert error < 0.05  # bfloat16 has 8 bits, and the network many layers
+
+
+@pytest.mark.parametrize(
+    ('cls', 'arch'), [*SMALLEST, (Hiera, 'small_abswin'), (Hiera, 'sam2_tiny')]
+)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_all_weights_may_be_of_another_precision(cls, arch, dtype):
+    net = fill(cls(arch)).eval()
+    x = image(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = net(x)
+        maps = net.to(dtype)(x.to(dtype))
+    for found, wanted in zip(maps, expected, strict=True):
+        assert found.dtype == dtype
+        assert (found.to(wanted) - wanted).norm() < 0.05 * wanted.norm()
 
 
 @every

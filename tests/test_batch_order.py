@@ -1,6 +1,7 @@
 """Order and randomness of batches are functions of their place."""
 
 import random
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -92,6 +93,28 @@ def test_every_place_draws_its_own(whole: list) -> None:
     make_resumable(source, seed=8)
     other = [sample for b in epoch(source) for sample in b]
     assert not {sample[1] for sample in samples} & {sample[1] for sample in other}
+
+
+@pytest.mark.parametrize('start', [0, 2])
+def test_a_sample_knows_those_before_it(start: int) -> None:
+    source = loader()
+    make_resumable(source, seed=7)
+    order = list(source.sampler)
+    source.batch_sampler.start = start
+    *_, last = source.batch_sampler
+    assert [list(index.before) for index in last] == [
+        [order[:4], order[4:8], []],
+        [order[:4], order[4:8], order[8:9]],
+    ]
+    assert list(last) == order[8:] and len(last.before) == 2
+
+
+def test_it_knows_so_many_and_none_of_another_epoch() -> None:
+    source = DataLoader(range(2000), batch_size=4, shuffle=False)
+    make_resumable(source, seed=7, endless=True)
+    batches = islice(source.batch_sampler, 502)
+    lengths = [len(batch.before) for batch in batches]
+    assert lengths[:2] == [0, 1] and lengths[499] == 128 and lengths[500:] == [0, 1]
 
 
 @pytest.mark.parametrize('sampler', [DefaultSampler, InfiniteSampler])

@@ -117,6 +117,63 @@ def test_config_states_the_published_recipe(name: str) -> None:
     assert ema.momentum == pytest.approx(1e-4)
 
 
+def test_own_data_are_fine_tuned_as_coco_from_objects365() -> None:
+    """Without warm-up: 500 steps would be most of a run on a few hundred images.
+
+    The average of weights keeps its ramp: without, such a run would hardly move it.
+    """
+    ours, published = (
+        load(f'dfine_hgnetv2_b0_{kind}') for kind in ('custom', 'obj365_coco')
+    )
+    assert published.default_hooks.ema.pop('warmup_iters') == 0
+    assert ours.default_hooks.ema.pop('warmup_iters') == 1000
+    for key in (
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'default_hooks',
+        'auto_scale_lr',
+    ):
+        assert ours[key] == published[key], key
+    augments = [cfg.model.data_preprocessor.batch_augments for cfg in (ours, published)]
+    assert augments[0] == augments[1]
+
+
+def test_no_workers_need_one_word_only(tmp_path: Path) -> None:
+    options = {
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.prefetch_factor': 2,
+        'val_dataloader.num_workers': 2,
+    }
+    path = str(CONFIG_DIR / 'dfine_hgnetv2_b4_coco.py')
+    cfg = load_config(path, work_dir=str(tmp_path), cfg_options=options)
+    assert not {'persistent_workers', 'prefetch_factor'} & set(cfg.train_dataloader)
+    assert cfg.val_dataloader.persistent_workers
+    assert cfg.test_dataloader.persistent_workers
+
+
+CUSTOM = [
+    name for name in CONFIGS if name.endswith('_custom') and 'upernet' not in name
+]
+
+
+@pytest.mark.parametrize('name', CUSTOM)
+def test_own_data_of_any_dialect(name: str, tmp_path: Path) -> None:
+    """The same four lines, classes from the file, an average that can follow."""
+    cfg = load(name)
+    assert cfg.model.decoder.num_classes is None
+    assert cfg.val_evaluator.ann_file is None
+    for loader, split in ((cfg.train_dataloader, 'train'), (cfg.val_dataloader, 'val')):
+        assert loader.dataset.data_root == 'data/custom/'
+        assert loader.dataset.ann_file == f'annotations/{split}.json'
+    assert cfg.load_from.startswith('weights/')
+    assert cfg.default_hooks.ema.warmup_iters >= 1000
+    assert all(s.get('warmup', 0) <= 100 for s in cfg.param_scheduler)
+    text = (CONFIG_DIR / f'{name}.py').read_text()
+    yours = text.split('# Yours')[1].split('# ---')[0]
+    assert len([line for line in yours.splitlines()[1:] if ' = ' in line]) == 4
+
+
 def names(pipeline: list) -> list[str]:
     return [step.type.__name__ for step in pipeline]
 

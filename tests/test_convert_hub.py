@@ -57,6 +57,8 @@ def test_addresses_and_files(files, address, present, fetched, tmp_path):
 def test_the_licence_is_that_of_the_page(files):
     files.update({'a/b/model.safetensors': b'x', 'a/b/README.md': PAGE.encode()})
     assert fetch('hf://a/b')[1] == 'cc-by-nc-4.0'
+    files['a/b/README.md'] += 'café'.encode('latin-1')
+    assert fetch('hf://a/b')[1] == 'cc-by-nc-4.0'
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import mmbackbones  # noqa: F401  registers the loaders
 from mmbackbones.backbones import HGNetV2
-from mmbackbones.convert import from_ours, to_ours
+from mmbackbones.convert import from_ours, paddle_reader, to_ours
 from mmbackbones.convert.paddle_reader import is_plain_pickle, read_pdparams
 from mmbackbones.engine.checkpoint_io import load_from_local
 
@@ -174,3 +174,65 @@ def test_weights_written_and_read_give_the_same_maps(tmp_path, affine):
 def test_b4_has_403_tensors_there():  # 400 and the classifier
     theirs, _ = from_ours(meta_net('HGNetV2', 'b4').state_dict(), 'paddle')
     assert len(theirs) == 400
+
+
+NOT_ARRAYS = {
+    'a list of numbers for bytes': ((2, 2), [1] * 16),
+    'a text for bytes': ((2, 2), 'x' * 16),
+    'a negative shape': ((-2, -2), bytes(16)),
+    'no shape': ('ab', bytes(16)),
+}
+
+
+@pytest.mark.parametrize('kind', NOT_ARRAYS)
+def test_arrays_of_another_make_are_refused(tmp_path, kind):
+    shape, raw = NOT_ARRAYS[kind]
+    make = np.zeros(1).__reduce__()[0]
+
+    class Array:
+        def __reduce__(self):
+            state = (1, shape, np.dtype('f4'), False, raw)
+            return make, (np.ndarray, (0,), b'b'), state
+
+    with pytest.raises(pickle.UnpicklingError):
+        read_pdparams(pickled(tmp_path, {'a': Array()}))
+
+
+def test_arrays_are_found_at_any_depth(tmp_path):
+    one = np.ones(1, np.float32)
+    content = read_pdparams(
+        pickled(tmp_path, {'a': [one, {'b': one}], 'c': (1, one, 2)})
+    )
+    assert isinstance(content['a'][0], torch.Tensor)
+    assert isinstance(content['a'][1]['b'], torch.Tensor)
+    assert isinstance(content['c'][1], torch.Tensor)
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    content = {}
+    content['a'] = content
+    with pytest.raises(pickle.UnpicklingError, match=r'broken pickle .RecursionError'):
+        read_pdparams(pickled(tmp_path, content))
+
+
+@pytest.mark.parametrize('data', [b'', b'\x80\x04', b'\x80\x04\x82\x01.', b'\x80\x04.'])
+def test_broken_files_have_one_kind_of_error(tmp_path, data):
+    (tmp_path / 'w').write_bytes(data)
+    with pytest.raises(pickle.UnpicklingError):
+        read_pdparams(tmp_path / 'w')
+
+
+# Of `_codecs.encode`: the state ({'evil': 1}, {'__defaults__': ('latin1',)}).
+_CHANGES = (
+    b'\x80\x04\x8c\x07_codecs\x8c\x06encode\x93}\x8c\x04evilK\x01s'
+    b'}\x8c\x0c__defaults__\x8c\x06latin1\x85s\x86b.'
+)
+
+
+def test_a_file_cannot_change_what_reads_it(tmp_path):
+    """The next file would be read by what this one left behind."""
+    (tmp_path / 'w').write_bytes(_CHANGES)
+    with pytest.raises(pickle.UnpicklingError, match='it changes'):
+        read_pdparams(tmp_path / 'w')
+    assert paddle_reader._encode.__defaults__ is None
+    assert not hasattr(paddle_reader._encode, 'evil')

@@ -173,12 +173,18 @@ def test_init_weights_draws_a_truncated_normal():
     assert block.grn.gamma.eq(0).all()
 
 
-@pytest.mark.parametrize(
-    'arch', [{}, dict(TOY, widths=(1,)), dict(TOY, depths=(1, 1, 1)), 'b0']
-)
+@pytest.mark.parametrize('arch', [{}, dict(TOY, widths=(1,)), 'b0'])
 def test_a_bad_arch_is_named(arch):
     with pytest.raises(ValueError, match=r"arch is .*'atto'.*channels and depths"):
         ConvNeXtV2(arch)
+
+
+@pytest.mark.parametrize(
+    'depths', [(1, 1, 1), 3, (1, -1, 1, 1), (1, 1.0, 1, 1), '1111']
+)
+def test_bad_numbers_of_an_arch_are_named(depths):
+    with pytest.raises(ValueError, match=r'arch.depths is .*4 integers of at least 1'):
+        ConvNeXtV2(dict(TOY, depths=depths))
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,9 @@ def test_gradients_are_right():
         return distance_to_box(ref, integral(corners, bins), 4.0)
 
     assert torch.autograd.gradcheck(decode, corners.requires_grad_())
+
+
+@pytest.mark.parametrize('reg_max', [2, 31, 0, '32'])
+def test_a_number_of_bins_that_has_no_middle_is_refused(reg_max):
+    with pytest.raises(ValueError, match=f'reg_max is {reg_max!r}; it is an even'):
+        weighting_function(reg_max, 0.5, 4.0)

@@ -215,6 +215,38 @@ def test_accumulated_gradients_move_it_once_a_step(tmp_path: Path) -> None:
     torch.testing.assert_close(average.module.weight, expected)
 
 
+@pytest.mark.parametrize(
+    ('momentum', 'warmup_iters', 'share'),
+    [(0.01, 0, '94%'), (0.3, 0, None), (0.01, 1000, None)],
+)
+def test_a_run_too_short_for_its_average_is_told_so(
+    tmp_path: Path, momentum: float, warmup_iters: int, share: str | None
+) -> None:
+    """Three epochs of two iterations: `0.99**6` of the start is left."""
+    ema = dict(type=RampEMAHook, momentum=momentum, warmup_iters=warmup_iters)
+    runner = toy_runner(tmp_path, dict(ema=ema), model=ToyModel(), max_epochs=3)
+    runner.train()
+    (log,) = tmp_path.glob('*/*.log')
+    told = 'will still be' in log.read_text()
+    assert told == (share is not None)
+    if share is not None:
+        assert f'will still be {share} of what training starts from' in log.read_text()
+
+
+def test_the_share_of_the_start_is_that_of_the_updates() -> None:
+    class One(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(value))
+
+    for warmup_iters in (0, 4):
+        average = RampEMA(One(1.0), momentum=0.1, warmup_iters=warmup_iters)
+        for _ in range(5):
+            average.update_parameters(One(0.0))
+        share = average.share_of_start(5)
+        assert average.module.weight.item() == pytest.approx(share, rel=1e-5)
+
+
 def load_official() -> type:
     source = (checkout('D-FINE', 'src', 'optim') / 'ema.py').read_text()
     # Its relative imports pull in the whole framework; it uses two names of it.

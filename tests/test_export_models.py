@@ -24,7 +24,8 @@ from PIL import Image
 from test_segmentation import BACKBONES
 
 from mmbackbones.apis.config import load_config
-from mmbackbones.apis.export import ExportOptions, export_model
+from mmbackbones.apis.export import export_model
+from mmbackbones.apis.export_options import ExportOptions
 from mmbackbones.apis.inferencer import Inferencer, find_config
 from mmbackbones.export.description import describe, resize_mode, slide_of
 from mmbackbones.export.report import Report

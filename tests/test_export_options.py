@@ -1,6 +1,7 @@
 """Options of an export that do not go together, said before anything is loaded."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmbackbones.apis.export import ExportOptions, default_size, export_model
+from mmbackbones.apis.export import (
+    _few_images,
+    _target,
+    export_model,
+)
+from mmbackbones.apis.export_options import ExportOptions, default_size
 from mmbackbones.export.description import published_licence
 from mmbackbones.export.executorch_file import need_executorch
 from mmbackbones.export.onnx_file import need
@@ -31,11 +37,37 @@ DETECTOR = Config(dict(model=dict(type='DFINE', decoder=dict())))
         (dict(batch_size=0), 'batch_size is 0'),
         (dict(num_images=0, images='x'), 'num_images is 0'),
         (dict(format='openvino', out='a/m.onnx'), 'format openvino writes .xml'),
+        (dict(format='triton', out='a/m.onnx'), 'format triton writes a folder'),
     ],
 )
 def test_options_that_do_not_go_together(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         export_model(DETECTOR, 'x.py', 'x.pth', ExportOptions(**options))
+
+
+def test_a_missing_checkpoint_is_named_before_data_sets_are_built() -> None:
+    """The config has none; --evaluate would look for them."""
+    with pytest.raises(ValueError, match=r"checkpoint 'x\.pth' does not exist"):
+        export_model(
+            DETECTOR,
+            'x.py',
+            'x.pth',
+            ExportOptions(format='torch_export', evaluate=True),
+        )
+
+
+def test_triton_writes_a_repository_where_it_is_told() -> None:
+    cfg = Config(dict(work_dir='runs'))
+    told = ExportOptions(format='triton', out='x/repo')
+    assert _target(cfg, 'atto', told) == Path('x/repo/atto/1/model.onnx')
+    default = _target(cfg, 'atto', ExportOptions(format='triton'))
+    assert default == Path('runs/repository/atto/1/model.onnx')
+
+
+def test_integers_of_few_images_are_doubted() -> None:
+    note = _few_images(16, ExportOptions(precision='int8'))
+    assert 'on 16 images only' in note and '--evaluate' in note
+    assert '--evaluate' not in _few_images(16, ExportOptions(evaluate=True))
 
 
 def test_a_config_without_a_size_says_so() -> None:

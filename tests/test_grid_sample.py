@@ -30,3 +30,16 @@ def test_exact_borders_and_points_far_away() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert wanted.abs().max() > 0
     assert (found[..., -2:, :] == 0).all()  # far away in x
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_finds_the_pixels_of_large_maps(dtype: torch.dtype) -> None:
+    """Pixel numbers above 2048, or 256, are no numbers of these types."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(1, 4, 80, 96, generator=generator).to(dtype)
+    grid = (torch.rand(1, 5, 50, 2, generator=generator) * 2.2 - 1.1).to(dtype)
+    wanted = F.grid_sample(maps.float(), grid.float(), align_corners=False)
+    found = grid_sample_by_gather(maps, grid)
+    assert found.dtype == dtype
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.float(), wanted, atol=tolerance, rtol=tolerance)

@@ -332,6 +332,16 @@ def test_init_weights_draws_from_a_truncated_normal():
         ({}, {}, r"lacks the fields \['embed_dims', 'num_heads', 'depths'\]"),
         ({**TOY, 'stages': 4}, {}, r"unknown fields \['stages'\]"),
         ({**TOY, 'depths': []}, {}, 'one entry per stage'),
+        ({**TOY, 'depths': 4}, {}, 'arch.depths is 4'),
+        ({**TOY, 'depths': [1, 0, 1, 1]}, {}, 'arch.depths is .* at least 1'),
+        (
+            {**TOY, 'window_spec': [-8, 4, 0, 0]},
+            {},
+            'arch.window_spec is .* at least 0',
+        ),
+        ({**TOY, 'pos_embed_size': 16}, {}, 'arch.pos_embed_size is 16.* 2 integers'),
+        ({**TOY, 'global_att_blocks': 1}, {}, 'arch.global_att_blocks is 1'),
+        ({**TOY, 'num_heads': 0}, {}, 'arch.num_heads is'),
         ({**TOY, 'depths': [1, 1]}, {}, 'one entry per stage'),
         ({**TOY, 'num_heads': 3}, {}, 'num_heads divides embed_dims'),
         ({**TOY_WINDOW, 'window_spec': [8, 4, 7, 7]}, {}, 'windows are even'),
@@ -340,6 +350,7 @@ def test_init_weights_draws_from_a_truncated_normal():
         ({**TOY, 'pos_embed': 'sine'}, {}, "'absolute', or 'window'"),
         (TOY_WINDOW, dict(num_frames=16), "num_frames is 16.*'window'"),
         (TOY, dict(num_frames=0), 'num_frames is 0'),
+        (TOY, dict(num_frames='16'), "num_frames is '16'"),
     ],
 )
 def test_a_bad_specification_is_named(arch, kwargs, message):

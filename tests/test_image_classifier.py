@@ -12,7 +12,7 @@ from test_hiera_parity import timm  # noqa: F401
 
 from mmbackbones.backbones.hgnetv2 import HGNetV2
 from mmbackbones.classifiers import ImageClassifier
-from mmbackbones.convert import classifier_to_ours
+from mmbackbones.convert import classifier_to_ours, from_ours
 from mmbackbones.convert.hgnetv2 import PADDLE
 
 CONVNEXTV2 = dict(channels=(8, 12, 16, 20), depths=(1, 2, 3, 1))
@@ -141,6 +141,79 @@ def test_paddle_keeps_the_linear_layer_the_other_way_round():
     assert_equal_logits(other, theirs, x, expected)
 
 
+def official_convnextv2_state() -> tuple[ImageClassifier, dict]:
+    """A classifier, and its weights under the names of the authors."""
+    ours = fill_any(ImageClassifier(dict(type='ConvNeXtV2', arch=CONVNEXTV2), 10))
+    head = {'head.norm.': 'norm.', 'head.fc.': 'head.', 'backbone.': ''}
+    state = {}
+    for name, value in ours.state_dict().items():
+        (prefix, theirs), *_ = (x for x in head.items() if name.startswith(x[0]))
+        state[theirs + name.removeprefix(prefix)] = value
+    return ours, state
+
+
+def test_names_below_a_wrapper_of_torch_are_known():
+    ours, state = official_convnextv2_state()
+    x = image(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = ours(x)
+    other = ImageClassifier(dict(type='ConvNeXtV2', arch=CONVNEXTV2), 10)
+    wrapped = {f'module.{name}': value for name, value in state.items()}
+    assert_equal_logits(other, wrapped, x, expected)
+
+
+def test_mmpretrain_has_the_norm_of_the_head_in_its_backbone():
+    ours, state = official_convnextv2_state()
+    backbone = {k: v for k, v in state.items() if not k.startswith(('norm.', 'head.'))}
+    theirs, _ = from_ours(backbone, 'mmpretrain')
+    theirs = {f'backbone.{name}': value for name, value in theirs.items()}
+    for leaf in ('weight', 'bias'):
+        theirs[f'backbone.norm3.{leaf}'] = state[f'norm.{leaf}']
+        theirs[f'head.fc.{leaf}'] = state[f'head.{leaf}']
+    theirs['data_preprocessor.mean'] = torch.zeros(3)
+    x = image(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = ours(x)
+    other = ImageClassifier(dict(type='ConvNeXtV2', arch=CONVNEXTV2), 10)
+    assert_equal_logits(other, theirs, x, expected)
+    _, report = classifier_to_ours(theirs)
+    assert 'data_preprocessor.mean' in report.dropped
+
+
+@pytest.mark.parity
+def test_logits_of_video_equal_the_official(official_hiera):  # noqa: F811
+    depths = (1, 1, 2, 1)
+    theirs = official_hiera.hiera_base_16x224(
+        embed_dim=16, num_heads=1, stages=depths, num_classes=10, head_dropout=0.0
+    )
+    fill_hiera(theirs).eval().head.act_func = torch.nn.Identity()
+    x = image(1, 3, 16, 224, 224)
+    with torch.no_grad():
+        expected = theirs(x)
+    spec = dict(embed_dims=16, num_heads=1, depths=depths)
+    ours = ImageClassifier(dict(type='Hiera', arch=spec, num_frames=16), 10)
+    assert_equal_logits(ours, theirs.state_dict(), x, expected)
+
+
+def test_logits_of_video_come_out():
+    arch = dict(TOYS['Hiera'], depths=(1, 1, 1, 1))
+    model = ImageClassifier(dict(type='Hiera', arch=arch, num_frames=4), 10)
+    assert model(image(2, 3, 4, 32, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'head'),
+    [
+        (dict(type='HGNetV2Lite', arch='atto'), {'last_conv', 'lab', 'fc'}),
+        (dict(type='ResNetVD', arch='r18'), {'fc'}),
+    ],
+)
+def test_other_families_have_the_head_of_their_kind(backbone, head):
+    with torch.device('meta'):
+        model = ImageClassifier(backbone)
+    assert {name.split('.')[0] for name in model.head.state_dict()} == head
+
+
 @pytest.mark.parametrize(
     ('family', 'arch', 'num_params'),
     [  # with 1000 classes; HGNetV2 as PaddleClas and timm count
@@ -167,8 +240,9 @@ def test_parameters_with_1000_classes(family, arch, num_params):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match='num_classes is 0'):
-        ImageClassifier(dict(type='HGNetV2', arch=TOYS['HGNetV2']), 0)
+    for num_classes in (0, None, '10'):
+        with pytest.raises(ValueError, match=f'num_classes is {num_classes!r};'):
+            ImageClassifier(dict(type='HGNetV2', arch=TOYS['HGNetV2']), num_classes)
     net = HGNetV2(TOYS['HGNetV2'], out_indices=ALL)
     with pytest.raises(ValueError, match='HGNetV2 have no classifier'):
         classifier_to_ours(net.state_dict())

@@ -202,11 +202,15 @@ def test_compiled(folder: Path) -> None:
     ('options', 'message'),
     [
         (dict(conf=1.5), 'conf is 1.5'),
+        (dict(conf='a'), "conf is 'a'; give a score"),
         (dict(classes=['cat', 'cow']), "names 'cow'.* are cat, dog, bird"),
         (dict(classes='cat'), 'give a list of names'),
         (dict(classes=[]), 'give a list of names'),
         (dict(batch_size=0), 'batch_size is 0'),
         (dict(tile=0), r'tile is \(0, 0\)'),
+        (dict(tile=True), 'tile is True; give a side in pixels'),
+        (dict(tile=64.0), 'tile is 64.0; give a side in pixels'),
+        (dict(tile=16), 'sides of 32 pixels or more'),
         (dict(tile=(1, 2, 3)), r'tile is \(1, 2, 3\)'),
         (dict(tile=64, overlap=1.0), 'overlap is 1.0'),
         (dict(source='none.jpg'), "no images in 'none.jpg'"),
@@ -228,6 +232,9 @@ def test_unreadable_images(
     with pytest.raises(ValueError, match=r"b.png' cannot be read"):
         model.predict(tmp_path, batch_size=2)
     results = model.predict(tmp_path, batch_size=2, skip_unreadable=True)
+    (tmp_path / 'd.png').write_text('no image')
+    with pytest.raises(ValueError, match=r"d.png' cannot be read: no known image for"):
+        model.predict(tmp_path / 'd.png')
     assert [(r.name, r.index) for r in results] == [('a.png', 0), ('c.png', 2)]
 
 
@@ -268,6 +275,9 @@ def test_a_segmentor_keeps_chosen_classes() -> None:
         (('dfine_hgnet_b4_coco', 'x.pth'), 'similar ones are dfine_hgnetv2_b4_coco'),
         (('none.py', 'x.pth'), "config file 'none.py' does not exist"),
         (('dfine_demo',), 'a config needs weights'),
+        (('toy.pth',), "'toy.pth' is a checkpoint, which comes second, after its con"),
+        (('dfine_demo', 'toy.onnx'), 'exported file.* stands alone, as first argum'),
+        (('dfine_demo', 'x.pth', 'gpu0'), "device is 'gpu0'; this PyTorch offers cpu"),
         (('model.tflite',), "'model.tflite' is no config file .*no exported file"),
         (('none.onnx', 'x.pth'), "leave out 'x.pth'"),
         (('none.onnx',), "model file 'none.onnx' does not exist"),
@@ -280,6 +290,21 @@ def test_a_segmentor_keeps_chosen_classes() -> None:
 def test_what_is_no_model(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Inferencer(*arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="device is 'cuda'; this PyTorch offers cpu"):
+        Inferencer('dfine_demo', 'x.pth', 'cuda')
+
+
+def test_a_picture_is_no_checkpoint(tmp_path: Path) -> None:
+    """Nothing of torch's advice to run what the file holds is passed on."""
+    path = tmp_path / 'photo.jpg'
+    Image.new('RGB', (8, 8)).save(path)
+    with pytest.raises(ValueError, match=r'cannot be read, .*a checkpoint holds') as e:
+        Inferencer('dfine_demo', path)
+    assert 'weights_only' not in str(e.value) and 'trusted' not in str(e.value)
 
 
 def test_configs_by_name() -> None:

@@ -168,3 +168,13 @@ def test_the_hugging_face_table_is_a_bijection():
         assert all(torch.equal(again[name], theirs[name]) for name in theirs)
         unused &= set(report.unused)
     assert unused == set()
+
+
+def test_two_tensors_of_one_name_are_refused():
+    table = KeyMap(
+        [Rule('proj.{n}.0.{leaf}', 'proj.{n}.{leaf}'), Rule('{path}', '{path}')]
+    )
+    with pytest.raises(
+        ValueError, match=r'proj.1.0.w and proj.1.w both become proj.1.w'
+    ):
+        table.convert(tensors('proj.1.0.w', 'proj.1.w'))

@@ -3,18 +3,20 @@
 import copy
 import pickle
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmcv.transforms import RandomChoice
-from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip
 from mmdet.structures.bbox import HorizontalBoxes
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, DefaultSampler
 from torch.utils.data import DataLoader
 
 from mmbackbones.data import CentredAffine, CocoDetection, LoadImage, WholeMosaic
 from mmbackbones.data.synthetic import draw_detection_set
+from mmbackbones.engine.batch_order import DrawnIndex, make_resumable
 from mmbackbones.registry import TRANSFORMS
 
 
@@ -27,7 +29,7 @@ def seeded() -> None:
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_detection_set(
-        tmp_path_factory.mktemp('set'), num_train=6, num_val=1, image_size=64
+        tmp_path_factory.mktemp('set'), num_train=40, num_val=1, image_size=64
     )
 
 
@@ -93,18 +95,40 @@ def test_images_without_boxes_add_none() -> None:
     assert len(mosaic(sample(8, 8, 3, []))['gt_bboxes']) == 0
 
 
-def test_a_cache_draws_among_the_last_samples_and_spares_the_data_set() -> None:
+def placed(number: int, *before: list[int]) -> DrawnIndex:
+    index = DrawnIndex(number)
+    index.before = before
+    return index
+
+
+def test_a_cache_draws_among_the_last_samples_of_every_eighth_batch() -> None:
+    data_set = Sizes(*[(8, 8)] * 60)
     mosaic = WholeMosaic(size=8, cache_size=4)
-    seen = []
-    for index in range(60):
-        results = mosaic(sample(8, 8, index))
-        labels = results['gt_bboxes_labels'].tolist()
-        assert labels[0] == index and max(labels) == index
-        seen += labels[1:]
-        assert len(mosaic._cache) == min(index + 1, 4)
-        for cached in mosaic._cache:  # stays as it was
-            assert cached['gt_bboxes'].numpy().tolist() == [[0, 0, 8, 8]]
-    assert len(set(seen)) > 20
+    mosaic.draw_from(data_set, [])
+    batches = [[2 * i, 2 * i + 1] for i in range(16)]
+    # The 17th batch: 0 and 8 precede it on its row.
+    index = placed(33, *batches, [32])
+    labels = []
+    for _ in range(60):
+        results = mosaic(dict(sample(8, 8, 33), sample_idx=index))
+        assert results['gt_bboxes_labels'][0] == 33
+        labels += results['gt_bboxes_labels'][1:].tolist()
+    counts = Counter(labels)
+    assert set(counts) == {33, 32, 17, 16}
+    assert min(counts.values()) > 25  # of 180, evenly: 45
+    assert sorted(data_set.drawn) == [16, 17, 32]  # each is read once
+
+
+def test_what_no_sample_precedes_is_drawn_from_the_data_set() -> None:
+    data_set = Sizes(*[(8, 8)] * 60)
+    mosaic = WholeMosaic(size=8, cache_size=4)
+    mosaic.draw_from(data_set, [])
+    labels: list[int] = []
+    for _ in range(40):
+        results = mosaic(dict(sample(8, 8, 5), sample_idx=placed(5, [])))
+        labels += results['gt_bboxes_labels'][1:].tolist()
+        assert len(mosaic._cache) <= 8 * 4
+    assert len(set(labels)) > 30 and labels.count(5) > 15
 
 
 def pipeline(*steps: dict) -> list[dict]:
@@ -139,11 +163,98 @@ def test_a_data_set_gives_itself_to_nested_mosaics(folder: Path) -> None:
     alone = [tuple(coco(folder)[i]['inputs'].shape) for i in range(6)]
     mixed = [tuple(data_set[i % 6]['inputs'].shape) != alone[i % 6] for i in range(18)]
     assert 3 < sum(mixed) < 15
-    own = [len(data_set.get_data_info(i)['instances']) for i in range(6)]
+    own = [len(data_set.get_data_info(i)['instances']) for i in range(40)]
     drawn = coco(folder, dict(type=WholeMosaic, size=32))
     counts = [len(drawn[i]['data_samples'].gt_instances) for i in range(6)]
     assert all(own[i] + 3 * min(own) <= counts[i] <= 4 * max(own) for i in range(6))
-    assert sum(counts) > 2 * sum(own)
+    assert sum(counts) > 2 * sum(own[:6])
+
+
+def batches_of(
+    folder: Path, cache_size: int, *, start: int = 0, num_workers: int = 0
+) -> list:
+    """Those of an epoch from `start` on: images, boxes and classes."""
+    (mosaics, plain) = CHOICE['transforms']
+    mosaics = [dict(mosaics[0], cache_size=cache_size), mosaics[1]]
+    data_set = coco(folder, dict(CHOICE, transforms=[mosaics, plain]))
+    loader = DataLoader(
+        data_set,
+        batch_size=2,
+        sampler=DefaultSampler(data_set, shuffle=True, seed=3),
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    make_resumable(loader, seed=7)
+    loader.batch_sampler.start = start
+    return [
+        [
+            (
+                each['inputs'].numpy().tobytes(),
+                each['data_samples'].gt_instances.bboxes.numpy().tolist(),
+                each['data_samples'].gt_instances.labels.tolist(),
+            )
+            for each in batch
+        ]
+        for batch in loader
+    ]
+
+
+@pytest.mark.parametrize('cache_size', [0, 6])
+def test_a_batch_does_not_depend_on_what_the_process_has_read(
+    folder: Path, cache_size: int
+) -> None:
+    whole = batches_of(folder, cache_size)
+    assert len(whole) == 20
+    for start in (5, 19):
+        assert batches_of(folder, cache_size, start=start) == whole[start:]
+    assert batches_of(folder, cache_size, num_workers=2) == whole
+    assert batches_of(folder, cache_size, start=3, num_workers=1) == whole[3:]
+
+
+def test_samples_of_a_loader_know_those_before_them(folder: Path) -> None:
+    data_set = coco(folder, dict(type=WholeMosaic, size=32, cache_size=6))
+    mosaic = data_set.pipeline.transforms[2]
+    recent, known = mosaic._recent, []
+    mosaic._recent = lambda index: known.append(recent(index)) or known[-1]
+    order = list(range(40))
+    loader = DataLoader(data_set, batch_size=2, sampler=order, collate_fn=list)
+    make_resumable(loader, seed=7)
+    assert len(list(loader)) == 20
+    assert [known[0], known[1], known[17]] == [[], [0], [0, 1, 16]]
+    assert known[39] == [6, 7, 22, 23, 38]
+
+
+def test_images_that_are_held_stay_as_they_were_read(folder: Path) -> None:
+    data_set = coco(folder, dict(type=WholeMosaic, size=32, cache_size=50))
+    for index in range(40):
+        data_set[index]
+    held = data_set.pipeline.transforms[2]._cache
+    assert len(held) == 40
+    data_set.pipeline = Compose(pipeline(dict(type=WholeMosaic, size=32)))
+    for index, tile in held.items():
+        read = data_set.pipeline.transforms[2]._read(index)
+        np.testing.assert_array_equal(tile['img'], read['img'])
+        np.testing.assert_array_equal(
+            tile['gt_bboxes'].numpy(), read['gt_bboxes'].numpy()
+        )
+        for key in ('gt_bboxes_labels', 'gt_ignore_flags'):
+            np.testing.assert_array_equal(tile[key], read[key])
+
+
+def test_a_copy_holds_no_images(folder: Path) -> None:
+    """A subset has other ones under the same indices."""
+    data_set = coco(folder, dict(type=WholeMosaic, size=32, cache_size=5))
+    data_set[3]
+    assert data_set.pipeline.transforms[2]._cache
+    assert not data_set.get_subset([7, 8]).pipeline.transforms[2]._cache
+
+
+def test_what_would_be_read_otherwise_again_is_not_held(folder: Path) -> None:
+    flip = dict(type=RandomFlip, prob=0.5)
+    data_set = coco(folder, flip, dict(type=WholeMosaic, size=32, cache_size=5))
+    with pytest.raises(ValueError, match=r'before it is random.*cache_size=0'):
+        data_set[0]
+    assert coco(folder, flip, dict(type=WholeMosaic, size=32))[0]
 
 
 @pytest.mark.parametrize('copied', ['pickle', 'deepcopy', 'subset', 'new pipeline'])
@@ -169,22 +280,28 @@ def test_workers_draw_as_the_main_process(folder: Path) -> None:
     loader = DataLoader(
         coco(folder, CHOICE), batch_size=2, num_workers=2, collate_fn=list
     )
-    assert sum(len(batch) for batch in loader) == 6
+    assert sum(len(batch) for batch in loader) == 40
 
 
+@pytest.mark.parametrize('cache_size', [0, 5])
 def test_an_unreadable_partner_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_size: int
 ) -> None:
     from mmbackbones.data import read_faults
 
     monkeypatch.setattr(read_faults, '_WAITS', (0, 0))
     root = draw_detection_set(tmp_path, num_train=4, num_val=1, image_size=64)
-    data_set = coco(root, dict(type=WholeMosaic, size=32))
+    mosaic = dict(type=WholeMosaic, size=32, cache_size=cache_size)
+    data_set = coco(root, mosaic)
     broken = Path(data_set.get_data_info(3)['img_path'])
     broken.write_bytes(broken.read_bytes()[:200])
     for _ in range(6):
         for index in range(4):
-            assert min(data_set[index]['inputs'].shape[1:]) >= 64
+            results = data_set[index]
+            assert min(results['inputs'].shape[1:]) >= 64
+            # The fault is not laid to those that are shown with it.
+            faults = results['data_samples'].metainfo.get('read_faults', [])
+            assert [name for name, _ in faults] == [str(broken)] * (index == 3)
 
 
 def test_without_a_data_set_it_says_so() -> None:

@@ -242,6 +242,7 @@ def test_bad_arguments_are_named() -> None:
         (dict(ends=()), r'ends is \(\)'),
         (dict(ends=(1, 2, 5)), 'of_epochs = 4'),
         (dict(ends=(1, 2)), 'there are 3 phases'),
+        (dict(num_final_epochs=8), r'num_final_epochs is 8, but .* leave it out'),
         (dict(phases=[dict(pipeline=[])] * 3), r"phases\[0\] has \['pipeline'\]"),
         (
             dict(phases=[dict(pipeline=[], augments=['MixDown'])] * 3),

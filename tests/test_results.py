@@ -76,6 +76,23 @@ def test_yolo() -> None:
     assert NOTHING.to_yolo() == ''
 
 
+def test_yolo_lines_stay_within_the_image() -> None:
+    """As others read them: centre and half of the size, in six digits."""
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(-30, 160, (2000, 2, 2)).astype(np.float32), axis=1)
+    many = replace(
+        FOUND,
+        xyxy=corners.reshape(-1, 4),
+        scores=np.ones(2000, np.float32),
+        labels=np.zeros(2000, np.int64),
+    )
+    lines = [line.split()[1:] for line in many.to_yolo().splitlines()]
+    x, y, w, h = np.array(lines, float).T
+    assert len(x) > 500 and (w > 0).all() and (h > 0).all()
+    for low, high in ((x - w / 2, x + w / 2), (y - h / 2, y + h / 2)):
+        assert low.min() == 0 and high.max() == 1
+
+
 def test_labelme() -> None:
     content = json.loads(json.dumps(FOUND.to_labelme()))
     assert (content['imageHeight'], content['imageWidth']) == SHAPE
@@ -177,12 +194,14 @@ def test_save(
 
 
 def test_save_says_what_it_knows(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r'format None; choose one of picture \(.jpg\)'
-    ):
-        FOUND.save(tmp_path / 'a.xyz')
+    known = r'suffix says no format; choose one of picture \(.jpg .*yolo \(.txt\)'
+    for name in ('a.xyz', 'a', 'a.j'):
+        with pytest.raises(ValueError, match=known):
+            FOUND.save(tmp_path / name)
     with pytest.raises(ValueError, match='choose one of'):
         MAP.save(tmp_path / 'a.txt', format='yolo')
+    with pytest.raises(ValueError, match=r"no pictures end in '.xyz'; take .jpg"):
+        FOUND.save(tmp_path / 'a.xyz', format='picture')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmbackbones.apis.inferencer import Inferencer
 from mmbackbones.inference.exported import resize_as_stated
-from mmbackbones.inference.metadata import KEY, Slide, parse_metadata
+from mmbackbones.inference.metadata import KEY, Slide, metadata_json, parse_metadata
 from mmbackbones.inference.runtimes import _check_input
 
 HW = (32, 64)
@@ -75,6 +75,36 @@ def write_openvino(path: Path) -> Path:
     model.set_rt_info(metadata(), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
     return path
+
+
+def test_the_recipe_of_the_manual_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of docs/export.md without our package, on noise that EXIF turns."""
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    monkeypatch.chdir(tmp_path)
+    write_onnx(Path('model.onnx'), text=metadata_json(export_info(input_size_hw=HW)))
+    noise = np.random.default_rng(0).integers(0, 256, (200, 90, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save('photo.jpg', exif=exif)
+    manual = (Path(__file__).parent.parent / 'docs' / 'export.md').read_text()
+    section = manual.partition('## Without this package\n')[2]
+    found: dict = {}
+    exec(section.split('```python\n')[1].split('```')[0], found)
+    (wanted,) = Inferencer('model.onnx').predict('photo.jpg', conf=0.0)
+    assert wanted.shape_hw == (90, 200) and len(wanted) == 2
+    assert (found['boxes'] == wanted.xyxy).all() and wanted.xyxy.max() == 100
+    assert (found['scores'] == wanted.scores).all()
+    assert (found['labels'] == wanted.labels).all()
+
+
+def test_metadata_state_the_filter_and_are_read_without_it() -> None:
+    info = export_info()
+    text = metadata_json(info)
+    content = json.loads(text)
+    assert content.pop('interpolation').startswith('bilinear, antialiased')
+    assert parse_metadata(text, 'new') == parse_metadata(json.dumps(content), 'old')
 
 
 def check(model: Inferencer, batch_size: int = 3) -> None:
@@ -221,9 +251,9 @@ def test_tensorrt_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / 'toy.engine').write_bytes(b'x')
-    with pytest.raises(ValueError, match=r"lacks .*toy.json', its metadata"):
+    with pytest.raises(ValueError, match=r"lacks .*toy.engine.json', its metadata"):
         Inferencer(tmp_path / 'toy.engine')
-    (tmp_path / 'toy.json').write_text(metadata())
+    (tmp_path / 'toy.engine.json').write_text(metadata())
     monkeypatch.setitem(sys.modules, 'tensorrt', None)
     with pytest.raises(ValueError, match='pip install tensorrt'):
         Inferencer(tmp_path / 'toy.engine')
@@ -241,5 +271,5 @@ def test_tensorrt(tmp_path: Path) -> None:
     assert parser.parse(write_onnx(tmp_path / 'toy.onnx', batch=3).read_bytes())
     engine = builder.build_serialized_network(network, builder.create_builder_config())
     (tmp_path / 'toy.engine').write_bytes(engine)
-    (tmp_path / 'toy.json').write_text(metadata())
+    (tmp_path / 'toy.engine.json').write_text(metadata())
     check(Inferencer(tmp_path / 'toy.engine'))

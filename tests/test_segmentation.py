@@ -14,6 +14,7 @@ from PIL import Image
 
 import mmbackbones.segmentors  # noqa: F401
 from mmbackbones.apis.segmentation import build_segmentor
+from mmbackbones.data.seg_folders import ADE20K, SegmentationFolders
 from mmbackbones.evaluation.seg_pictures import (
     SegPictureHook,
     SegVisualizer,
@@ -109,6 +110,18 @@ def test_a_step_reaches_every_parameter(
     ('overrides', 'message'),
     [
         (dict(num_classes=None), 'num_classes is not set'),
+        (dict(num_classes=0), 'num_classes is 0; give'),
+        (dict(num_classes='5'), "num_classes is '5'; give"),
+        (
+            dict(test_cfg=dict(mode='slied')),
+            "mode is 'slied'; it is 'whole' or 'slide'",
+        ),
+        (dict(test_cfg=dict(mode='slide')), r'crop_size is None; .*\(height, width\)'),
+        (
+            dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=42)),
+            r'stride is 42; .*\(height, width\)',
+        ),
+        (dict(backbone=dict(type='mmseg.ResNet', depth=18)), 'ResNet has no out_stri'),
         (
             dict(backbone=dict(out_indices=(0, 1))),
             r'auxiliary_head.in_strides is \(16,\), but .* strides \(4, 8\)',
@@ -142,6 +155,15 @@ def test_stated_values_that_fit_are_taken() -> None:
     assert model.decode_head.in_channels == (24, 40)
     assert model.decode_head.in_index == (1, 3)
     assert not model.with_auxiliary_head
+
+
+def test_several_auxiliary_heads_follow() -> None:
+    head = dict(type='FCNHead', channels=8, num_convs=1)
+    heads = [dict(head, in_strides=16), dict(head, in_strides=8)]
+    model = build(auxiliary_head=heads)
+    assert [h.in_channels for h in model.auxiliary_head] == [32, 24]
+    with pytest.raises(ValueError, match=r'auxiliary_head\[1\].in_strides is \(64,\)'):
+        build(auxiliary_head=[heads[0], dict(head, in_strides=64)])
 
 
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
@@ -217,6 +239,26 @@ def test_a_checkpoint_brings_its_classes(tmp_path: Path) -> None:
     meta = build_segmentor(cfg, file, 'cpu').dataset_meta
     assert meta['classes'] == ('class 0', 'class 1')
     assert meta['category_ids'] == (0, 1)
+
+
+def test_a_checkpoint_without_classes_has_those_of_the_data_set(
+    tmp_path: Path,
+) -> None:
+    """No image of it is needed."""
+    file = checkpoint(tmp_path / 'bare.pth', build(num_classes=150))
+    dataset = dict(type=ADE20K, data_root='nowhere')
+    cfg = Config(dict(model=config(), test_dataloader=dict(dataset=dataset)))
+    meta = build_segmentor(cfg, file, 'cpu').dataset_meta
+    assert meta['classes'][:2] == ('wall', 'building')
+    assert meta['category_ids'] == tuple(range(1, 151))  # 0 is no class there
+    assert meta['palette'][0] == [120, 120, 120]
+    file = checkpoint(tmp_path / 'two.pth', build(num_classes=2))
+    meta = build_segmentor(cfg, file, 'cpu').dataset_meta
+    assert (meta['classes'], meta['category_ids']) == (('class 0', 'class 1'), (0, 1))
+    dataset = dict(type=SegmentationFolders, class_file='none.txt')
+    cfg.test_dataloader.dataset = dataset
+    meta = build_segmentor(cfg, file, 'cpu').dataset_meta
+    assert meta['classes'] == ('class 0', 'class 1')
 
 
 def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:

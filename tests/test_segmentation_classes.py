@@ -57,7 +57,15 @@ def test_id_255_may_be_a_class_by_name(tmp_path: Path) -> None:
         ('[]', 'is empty'),
         ('{}', 'is empty'),
         ('classes: 5', 'neither a list of names nor a mapping'),
-        ('sky: 1', 'neither a list of names nor a mapping'),
+        ('sky', 'neither a list of names nor a mapping'),
+        ('sky: 1', "entry 'sky': 1; an id is an integer"),
+        ('{0: no, 1: sky}', 'entry 0: False; .* need quotes'),
+        ('{0: sky, 1: ~}', 'entry 1: None; .* need quotes'),
+        ('{0: sky, 1: {name: road}}', 'entry 1: .*a name is a text'),
+        ('{1.5: sky}', 'entry 1.5'),
+        ('{true: sky}', 'entry True'),
+        ('{0: sky, 0: road}', 'a key occurs twice'),
+        ('{0: sky, "0": road}', "entry '0': 'road'.* occurs once"),
         ('[sky', 'is broken'),
         ('{0: sky, 1: sky}', 'names sky repeatedly'),
         ('{-1: sky}', 'ids -1; ids are 0 to 65535'),
@@ -130,3 +138,22 @@ def test_classes_of_known_sets_and_of_wrapped_ones() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r'has moon, which .* it has sky, road'):
         LabelTable.of(classes=('moon',), known=NAMES)
+
+
+def test_a_choice_of_classes_has_each_once(tmp_path: Path) -> None:
+    for classes, message in (
+        (('sky', 'sky'), 'metainfo.classes has the names sky repeatedly'),
+        ('sky', "metainfo.classes is 'sky'; it takes a list"),
+        ((), 'metainfo.classes is empty'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LabelTable.of(classes=classes, known=NAMES)
+
+
+def test_class_files_of_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / 'c.txt'
+    path.write_bytes('sky\ncafé\n'.encode('utf-8-sig'))  # as Windows' editor saves it
+    assert LabelTable.of(class_file=str(path)).classes == ('sky', 'café')
+    path.write_bytes('sky\ncafé\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match=r'c\.txt. is no UTF-8 text'):
+        LabelTable.of(class_file=str(path))

@@ -8,6 +8,7 @@ import pytest
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
+from mmbackbones.data import read_faults
 from mmbackbones.data.seg_classes import IGNORED, LabelTable
 from mmbackbones.data.seg_folders import ADE20K, SegmentationFolders
 from mmbackbones.data.seg_transforms import LoadLabelMap, LoadSegImage
@@ -137,6 +138,11 @@ def colour_map(root: Path) -> None:
     Image.new('RGB', (2, 1)).save(root / 'maps' / 'a.png')
 
 
+def fractional_map(root: Path) -> None:
+    fractions = np.array([[0, 1.5]], np.float32)
+    Image.fromarray(fractions).save(root / 'maps' / 'a.png', format='TIFF')
+
+
 def broken_map(root: Path) -> None:
     data = (root / 'maps' / 'a.png').read_bytes()
     (root / 'maps' / 'a.png').write_bytes(data[:20])
@@ -164,14 +170,20 @@ def no_image(root: Path) -> None:
         ([[9, 0, 4], [4, 4, 0]], None, 'has 4 pixels .*: 4, 9'),
         ([[0, 300]], None, 'no class: 300'),
         ([[0, 1]], colour_map, "a.png' is a colour picture"),
+        ([[0, 1]], fractional_map, "a.png' has fractions"),
         ([[0, 1]], broken_map, "label map '.*a.png' cannot be read"),
         ([[0, 1]], broken_pixels, "label map '.*a.png' is broken"),
         ([[0, 1]], no_image, "image '.*a.jpg' cannot be read"),
     ],
 )
 def test_what_is_wrong_with_a_map(
-    ids: list, damage: Callable | None, message: str, tmp_path: Path
+    ids: list,
+    damage: Callable | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(read_faults, '_WAITS', ())  # before files are tried again
     write_pair(tmp_path, ids)
     if damage:
         damage(tmp_path)

@@ -193,7 +193,31 @@ def test_a_form_without_an_image_is_named(client: TestClient) -> None:
     ],
 )
 def test_there_is_nothing_else(client: TestClient, path: str) -> None:
-    assert client.get(path).status_code == 404
+    answer = client.get(path)
+    assert answer.status_code == 404 and list(answer.json()) == ['error']
+
+
+@pytest.mark.parametrize(
+    ('method', 'path', 'status', 'message'),
+    [
+        (
+            'POST',
+            '/predict?conf=abc',
+            400,
+            "conf is 'abc': Input should be a valid",
+        ),
+        ('POST', '/predict?conf=1.5', 400, 'conf is 1.5'),
+        ('GET', '/predict', 405, 'GET /predict: Method Not Allowed'),
+        ('GET', '/nothing', 404, 'GET /nothing: Not Found'),
+    ],
+)
+def test_all_errors_have_one_form(
+    client: TestClient, method: str, path: str, status: int, message: str
+) -> None:
+    content = encoded(picture()) if method == 'POST' else None
+    answer = client.request(method, path, content=content)
+    assert answer.status_code == status
+    assert list(answer.json()) == ['error'] and message in answer.json()['error']
 
 
 def test_metrics_count_what_happened(client: TestClient) -> None:

@@ -1,8 +1,11 @@
 """A server in a process of its own, met by real clients."""
 
 import asyncio
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,8 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving_helpers import NAME, running_server
+from export_helpers import random_checkpoint
+from mmengine.config import Config
+from serving_helpers import NAME, ROOT, running_server
 from test_serving import encoded, picture  # skips without fastapi and httpx
+
+from mmbackbones.apis.named_files import find_config
 
 httpx = pytest.importorskip('httpx', reason='needs httpx')
 
@@ -88,6 +95,26 @@ def test_a_signal_lets_the_server_finish_what_it_accepted() -> None:
         assert answers[0].status_code == 200
         assert len(answers[0].json()['detections']) == 2
         process.wait(30)
+
+
+def test_the_tool_says_where_it_serves(tmp_path: Path) -> None:
+    """Once it does: whoever has read the line gets an answer."""
+    name = 'deimv2_hgnetv2_atto_coco'
+    cfg = Config.fromfile(find_config(name))
+    checkpoint = random_checkpoint(cfg, tmp_path / 'atto.pth')
+    command = [sys.executable, 'tools/serve.py', name, checkpoint]
+    command += ['--device', 'cpu', '--port', '0', '--name', 'atto']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            said = (line.decode() for line in process.stdout)
+            line = next(line for line in said if line.startswith('serving'))
+            expected = (
+                r"serving 'atto' \(pytorch, detection, 80 classes\) at (http.*)\n"
+            )
+            address = re.fullmatch(expected, line)[1]
+            assert httpx.get(f'{address}v2/health/ready').status_code == 200
+        finally:
+            process.terminate()
 
 
 @pytest.mark.slow

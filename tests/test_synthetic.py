@@ -1,6 +1,7 @@
 """The drawn set: the same each time, varied, and its boxes on the drawings."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,12 @@ import numpy as np
 import pytest
 
 from mmbackbones.data.coco import CocoDetection
-from mmbackbones.data.synthetic import SHAPES, draw_detection_set, draw_scene
+from mmbackbones.data.synthetic import (
+    SHAPES,
+    draw_detection_set,
+    draw_scene,
+    draw_segmentation_set,
+)
 
 SMALL = dict(num_train=34, num_val=6, image_size=96)
 
@@ -104,6 +110,41 @@ def test_an_interrupted_set_is_drawn_again(root: Path, tmp_path: Path) -> None:
     assert contents(again) == contents(root)
 
 
+def test_a_set_that_was_never_finished_is_drawn_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / 'set'
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, 'write_text', _only_marks(Path.write_text, fails))
+        draw_detection_set(folder, **SMALL)
+    assert (folder / 'train').is_dir()  # something was drawn
+    draw_detection_set(folder, **SMALL)
+    assert contents(folder) == contents(root)
+
+
+def _only_marks(write: Callable, other: Callable) -> Callable:
+    def run(path: Path, text: str) -> object:
+        return (write if path.name == 'drawn.json' else other)(path, text)
+
+    return run
+
+
+@pytest.mark.parametrize('draw', [draw_detection_set, draw_segmentation_set])
+def test_a_smaller_set_keeps_nothing_of_a_larger_one(
+    draw: Callable, tmp_path: Path
+) -> None:
+    small = dict(num_train=1, num_val=1, image_size=64)
+    draw(tmp_path / 'set', num_train=3, num_val=2, image_size=64)
+    (tmp_path / 'set' / 'mine').mkdir()
+    (tmp_path / 'set' / 'mine' / '000002.jpg').write_text('mine')
+    draw(tmp_path / 'set', **small)
+    expected = contents(draw(tmp_path / 'other', **small))
+    assert contents(tmp_path / 'set') == {**expected, 'mine/000002.jpg': b'mine'}
+
+
 def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / 'thesis.txt').write_text('mine')
     with pytest.raises(ValueError, match='not drawn here'):
@@ -111,9 +152,20 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     assert contents(tmp_path) == {'thesis.txt': b'mine'}
 
 
-@pytest.mark.parametrize('options', [dict(num_train=0), dict(image_size=32)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(num_train=0),
+        dict(num_val='3'),
+        dict(image_size=32),
+        dict(image_size=64.5),
+        dict(seed=-1),
+    ],
+)
 def test_wrong_numbers_are_refused(options: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='give at least'):
+    ((name, value),) = options.items()
+    message = f'{name!r}: {value!r}.* integers of at least'
+    with pytest.raises(ValueError, match=message):
         draw_detection_set(tmp_path / 'set', **options)
 
 

@@ -1,5 +1,7 @@
 """Windows over large images, and joining what was found in them."""
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
@@ -46,7 +48,11 @@ def test_windows_cover_the_image(
 
 @pytest.mark.parametrize(
     ('tile_hw', 'overlap', 'message'),
-    [((0, 64), 0.2, r'tile is \(0, 64\)'), ((64, 64), 1.0, 'overlap is 1.0')],
+    [
+        ((0, 64), 0.2, r'tile is \(0, 64\)'),
+        ((64, 31), 0.2, r'tile is \(64, 31\); give sides of 32 pixels or more'),
+        ((64, 64), 1.0, 'overlap is 1.0'),
+    ],
 )
 def test_what_is_no_tile(tile_hw: tuple, overlap: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -110,6 +116,33 @@ def test_small_objects_of_a_large_image() -> None:
     assert max(exact) <= 2 and (tiled.labels == 1).sum() == len(places)
     (long,) = tiled.xyxy[tiled.labels == 0]
     assert np.abs(long - (480, 680, 768, 760)).max() <= 4
+
+
+def test_few_inputs_are_held_at_once_however_many_windows() -> None:
+    """Of 1 + 400 windows, in batches of 2 and two threads."""
+    model = stub_inferencer()
+    lock, now, most = threading.Lock(), 0, 0
+    prepare, predict = model.backend.prepare, model.backend.predict
+
+    def counted(image: np.ndarray, name: str) -> object:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        return prepare(image, name)
+
+    def forgotten(inputs: list) -> list:
+        nonlocal now
+        with lock:
+            now -= len(inputs)
+        return predict(inputs)
+
+    model.backend.prepare, model.backend.predict = counted, forgotten
+    image = np.zeros((640, 640, 3), np.uint8)
+    options = dict(tile=32, overlap=0.0, batch_size=2, num_workers=2)
+    found = model.predict([image, image], **options)
+    assert [len(result) for result in found] == [0, 0]
+    assert 2 <= most <= 12  # not 401
 
 
 def test_tiles_of_a_segmentor_cover_each_pixel() -> None:

@@ -22,11 +22,8 @@ CONFIG = 'configs/dfine_demo.py'
 TINY = (
     'train_dataloader.batch_size=2',
     'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
     'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
     'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
     'model.neck.hidden_dim=32',
     'model.decoder.hidden_dim=32',
     'model.decoder.num_layers=1',
@@ -146,6 +143,18 @@ def test_infer_writes_pictures_and_one_json(folder: Path, source: str) -> None:
     assert {d['category_id'] for d in detections} <= {1, 2, 3, 4, 5}
 
 
+def test_an_error_of_infer_has_a_line_of_its_own(folder: Path) -> None:
+    broken = folder / 'broken.jpg'
+    broken.write_text('no image')
+    output = tool(
+        *('infer', CONFIG, folder / 'run' / 'epoch_2.pth', broken),
+        *('--out-dir', folder / 'none', *arguments(folder)),
+        ok=False,
+    )
+    (line,) = [line for line in output.splitlines() if 'error: ' in line]
+    assert line.startswith('error: image ') and line.endswith('recognised in it')
+
+
 def test_browse_dataset_shows_each_image_and_its_draws(folder: Path) -> None:
     out = folder / 'browse'
     tool(
@@ -176,7 +185,7 @@ def test_browse_dataset_shows_the_phases_of_deim(folder: Path) -> None:
 
 def test_print_config_writes_a_config(tmp_path: Path) -> None:
     tool(
-        *('print_config', CONFIG, '--out', tmp_path / 'flat.py'),
+        *('print_config', 'dfine_demo', '--out', tmp_path / 'flat.py'),
         *('--cfg-options', 'train_cfg.max_epochs=7'),
     )
     output = tool('print_config', tmp_path / 'flat.py')
@@ -214,6 +223,10 @@ def test_benchmark_counts_and_times(folder: Path) -> None:
         ('test', [CONFIG, 'none.pth'], 'none.pth'),
         ('infer', [CONFIG, 'none.pth', 'no/*.jpg'], "no images in 'no/*.jpg'"),
         ('browse_dataset', ['configs/none.py'], 'does not exist'),
+        ('test', [CONFIG, 'none.pth', '--data-root', 'nowhere'], "'none.pth' does not"),
+        ('test', [CONFIG, 'none.onnx'], 'stands alone, as first argument'),
+        ('export', [CONFIG, 'none.pth', '--evaluate'], "'none.pth' does not exist"),
+        ('train', ['dfine_dmo'], 'similar ones are dfine_demo'),
         (
             'print_config',
             [CONFIG, '--cfg-options', 'trian_cfg.max_epochs=7'],

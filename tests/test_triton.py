@@ -7,7 +7,7 @@ from inference_helpers import export_info
 
 onnx = pytest.importorskip('onnx', reason='needs onnx: pip install mmbackbones[export]')
 
-from mmbackbones.export.triton import write_repository  # noqa: E402
+from mmbackbones.export.triton import place_in_repository, write_config  # noqa: E402
 
 
 def save_graph(path: Path, batch: int | str, boxes_type: int = 1) -> None:
@@ -25,12 +25,14 @@ def save_graph(path: Path, batch: int | str, boxes_type: int = 1) -> None:
 
 @pytest.mark.parametrize('dynamic', [True, False])
 def test_repository_states_what_the_file_takes(tmp_path: Path, dynamic: bool) -> None:
-    path = tmp_path / 'toy.onnx'
+    path = place_in_repository(tmp_path, 'toy')
+    assert path == tmp_path / 'toy' / '1' / 'model.onnx'
+    path.parent.mkdir(parents=True)
     save_graph(path, 'N' if dynamic else 2)
     info = export_info(dynamic_batch=dynamic)
-    model = write_repository(path, tmp_path / 'repository', info, max_batch_size=4)
-    assert (model / '1' / 'model.onnx').read_bytes() == path.read_bytes()
-    config = (model / 'config.pbtxt').read_text()
+    written = write_config(path, info, max_batch_size=4)
+    assert written == tmp_path / 'toy' / 'config.pbtxt'
+    config = written.read_text()
     assert 'name: "toy"' in config and 'platform: "onnxruntime_onnx"' in config
     assert f'max_batch_size: {4 if dynamic else 0}\n' in config
     first = '' if dynamic else '2, '
@@ -44,4 +46,4 @@ def test_repository_states_what_the_file_takes(tmp_path: Path, dynamic: bool) ->
 def test_unknown_types_are_named(tmp_path: Path) -> None:
     save_graph(tmp_path / 'toy.onnx', 1, boxes_type=11)
     with pytest.raises(ValueError, match='boxes is of type float64'):
-        write_repository(tmp_path / 'toy.onnx', tmp_path, export_info())
+        write_config(tmp_path / 'toy.onnx', export_info())

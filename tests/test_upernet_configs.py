@@ -163,6 +163,24 @@ def test_dfine_recipe_for_transformers_and_convnext(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ('name', 'mean'),
+    [('dfine_hiera_base_coco', 1.7e-5), ('dfine_hiera_tiny_coco', 2.7e-5)],
+)
+def test_hiera_learns_at_the_rate_that_its_config_argues_for(name, mean) -> None:
+    cfg = load(name)
+    blocks = [
+        cfg.optim_wrapper.optimizer.lr * group.lr_mult
+        for group in assign_groups(build(cfg), **cfg.optim_wrapper.paramwise_cfg)
+        if any(n.endswith('mlp.fc1.weight') for n in group.parameters)
+    ]
+    assert len(blocks) in (12, 24)
+    assert sum(blocks) / len(blocks) == pytest.approx(mean, rel=0.02)
+    assert (
+        f'{mean:.1e}'.replace('e-05', 'e-5') in (CONFIG_DIR / f'{name}.py').read_text()
+    )
+
+
+@pytest.mark.parametrize(
     ('family', 'arch'), ARCHES, ids=lambda x: getattr(x, '__name__', x)
 )
 @pytest.mark.parametrize(

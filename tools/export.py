@@ -1,4 +1,4 @@
-"""Export a model, compare the file with the model, and say how far they lie apart.
+r"""Export a model, compare the file with the model, and say how far they lie apart.
 
 python tools/export.py CONFIG CHECKPOINT --format onnx
 python tools/export.py CONFIG CHECKPOINT --format openvino --precision int8 \
@@ -22,15 +22,27 @@ PRECISIONS = ('fp32', 'fp16', 'int8')
 def parse_args() -> argparse.Namespace:
     """Arguments of the command line."""
     parser = make_parser(__doc__, checkpoint=True)
-    parser.add_argument('--format', choices=FORMATS, default='onnx')
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32')
     parser.add_argument(
-        '--out', help='file to write (<work dir>/<config name>.<suffix>)'
+        '--format', choices=FORMATS, default='onnx', help='what is written (onnx)'
+    )
+    parser.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='fp32',
+        help='of the weights and the arithmetic (fp32); fp16 and int8 need --images, '
+        'int8 is for openvino',
+    )
+    parser.add_argument(
+        '--out',
+        help='file to write (<work dir>/<config name>.<suffix>); of triton the folder '
+        'of the repository (<work dir>/repository)',
     )
     parser.add_argument(
         '--size', nargs=2, type=int, metavar=('H', 'W'), help="input (the config's)"
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='of a fixed batch')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='of a fixed batch (1)'
+    )
     parser.add_argument(
         '--dynamic-batch', action='store_true', help='take any number of images'
     )
@@ -41,14 +53,19 @@ def parse_args() -> argparse.Namespace:
         '--sampling',
         choices=SAMPLINGS,
         default='grid_sample',
-        help='gather: for runtimes whose GridSample is wrong or missing',
+        help='grid_sample; gather: for runtimes whose GridSample is wrong or missing',
     )
     parser.add_argument(
         '--images',
         help='image, folder or pattern: what both sides are compared on, and what '
         'half and integer precision are calibrated with',
     )
-    parser.add_argument('--num-images', type=int, default=16, help='of --images')
+    parser.add_argument(
+        '--num-images',
+        type=int,
+        default=16,
+        help='the first so many of --images (16); int8 wants some hundreds',
+    )
     parser.add_argument(
         '--tolerance',
         type=float,
@@ -69,7 +86,8 @@ def main() -> None:
     """Export, compare, report."""
     args = parse_args()
     from mmbackbones.apis.config import load_config
-    from mmbackbones.apis.export import ExportOptions, export_model
+    from mmbackbones.apis.export import export_model
+    from mmbackbones.apis.export_options import ExportOptions
 
     cfg = load_config(
         args.config,

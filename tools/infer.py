@@ -19,7 +19,7 @@ from mmengine.utils import ProgressBar
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import make_parser, run_tool
 from mmbackbones.apis.config import load_config
-from mmbackbones.apis.inferencer import Inferencer, find_config
+from mmbackbones.apis.inferencer import Inferencer
 from mmbackbones.inference.runtimes import SUFFIXES, runtime_of
 from mmbackbones.inference.sources import open_source
 from mmbackbones.inference.writer import FORMATS, ResultWriter
@@ -68,7 +68,7 @@ def open_model(args: argparse.Namespace) -> Inferencer:
     model: str | Config = args.config
     if runtime_of(args.config, args.backend) is None:
         model = load_config(
-            find_config(args.config),
+            args.config,
             data_root=args.data_root,
             work_dir=args.work_dir,
             cfg_options=args.cfg_options,
@@ -110,6 +110,9 @@ def main() -> None:
             count += 1
             found += len(result) if model.info.task == 'detection' else 0
             progress.update()
+    except ValueError:
+        print()  # the error gets a line of its own, below the progress
+        raise
     except KeyboardInterrupt:  # how a camera is stopped
         print('\nstopped', end='')
     writer.finish()

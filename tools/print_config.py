@@ -5,11 +5,11 @@ python tools/print_config.py CONFIG --cfg-options train_cfg.max_epochs=10 --out 
 """
 
 import argparse
-from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
 from mmbackbones.apis.command_line import check_keys, run_tool
+from mmbackbones.apis.named_files import find_config
 
 
 def main() -> None:
@@ -17,13 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, see configs/')
+    parser.add_argument('config', help='config file, or its name in configs/')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     parser.add_argument('--out', help='write here; the file is a config itself')
     args = parser.parse_args()
-    if not Path(args.config).is_file():
-        raise ValueError(f'config file {args.config!r} does not exist; see configs/')
-    cfg = Config.fromfile(args.config)
+    cfg = Config.fromfile(find_config(args.config))
     if args.cfg_options:
         check_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)

@@ -30,8 +30,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--host', default='127.0.0.1', help='0.0.0.0 to be reached from elsewhere'
     )
-    parser.add_argument('--port', type=int, default=8000)
-    parser.add_argument('--max-batch-size', type=int, default=8)
+    parser.add_argument(
+        '--port', type=int, default=8000, help='0 takes a free one (8000)'
+    )
+    parser.add_argument(
+        '--max-batch-size', type=int, default=8, help='images at once (8)'
+    )
     parser.add_argument(
         '--max-delay', type=float, default=0.005, help='seconds an image waits (0.005)'
     )
@@ -52,7 +56,7 @@ def main() -> None:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(
             f'serving needs {error.name}: pip install "mmbackbones[serve]"'
@@ -61,6 +65,7 @@ def main() -> None:
     from mmbackbones.apis.inferencer import Inferencer
     from mmbackbones.serving.app import create_app
     from mmbackbones.serving.limits import Limits
+    from mmbackbones.serving.server import run_app
 
     backend = Inferencer(args.model, args.weights, args.device).backend
     backend.set_options(half=args.half, compile=False)
@@ -74,12 +79,10 @@ def main() -> None:
     # A connection is a file: a thousand clients need more than the usual 1024.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvicorn.run(
+    run_app(
         app,
         host=args.host,
         port=args.port,
-        log_level='warning',
-        backlog=4096,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=int(args.queue_seconds) + 1,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import mmbackbones  # noqa: F401  (first: it makes mmdet importable)
 from mmbackbones.apis.command_line import add_launcher, make_parser, run_tool
 from mmbackbones.apis.config import is_segmentor, load_config, prepare
+from mmbackbones.apis.named_files import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,6 +37,7 @@ def main() -> None:
         work_dir=args.work_dir,
         cfg_options=args.cfg_options,
     )
+    check_checkpoint(args.checkpoint)
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:

@@ -1,6 +1,5 @@
-"""From a config, by its path or its name, and a checkpoint to a model that predicts."""
+"""From a config and a checkpoint to a model that predicts."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -12,29 +11,7 @@ from mmbackbones.inference.metadata import ModelInfo
 from mmbackbones.layers.cpu_conv import fuse_for_cpu
 from mmbackbones.layers.fold import fold_for_inference
 
-__all__ = ['find_config', 'open_checkpoint']
-
-
-def find_config(name: str) -> str:
-    """Path of a config: of a file, or of one in `configs/` by its stem.
-
-    Raises:
-        ValueError: there is none, with similar names.
-    """
-    if name.endswith('.py'):
-        if Path(name).is_file():
-            return name
-        raise ValueError(f'config file {name!r} does not exist; see configs/')
-    folder = Path(__file__).parents[2] / 'configs'
-    shipped = {path.stem: path for path in folder.glob('*.py')}
-    if name in shipped:
-        return str(shipped[name])
-    similar = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
-    raise ValueError(
-        f'{name!r} is no config file (.py), no exported file (.onnx, .xml, .engine, '
-        f'.pt2) and no name of a config in {str(folder)!r}'
-        + (f'; similar ones are {", ".join(similar)}' if similar else '')
-    )
+__all__ = ['open_checkpoint']
 
 
 def open_checkpoint(
@@ -50,10 +27,12 @@ def open_checkpoint(
         device: a GPU where there is one, by default.
 
     Raises:
-        ValueError: no weights, or they are unreadable or of another model.
+        ValueError: no weights, or they are unreadable or of another model; a device
+            that PyTorch does not have.
     """
     if weights is None:
         raise ValueError('a config needs weights; give a checkpoint as second argument')
+    _check_device(device)
     if is_segmentor(cfg):
         from mmbackbones.apis.segmentation import build_segmentor as build
 
@@ -67,3 +46,16 @@ def open_checkpoint(
         fuse_for_cpu(model)
     info = ModelInfo.from_dataset_meta(task, model.dataset_meta)
     return TorchBackend(model, cfg.test_dataloader.dataset.pipeline, info)
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """A device that is not there says so before a model is built for it."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f'device is {str(device)!r}; this PyTorch offers '
+            f'{", ".join(["cpu", *gpus])} ({reason})'
+        ) from error

@@ -35,7 +35,7 @@ def make_parser(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file, see configs/')
+    parser.add_argument('config', help='config file, or its name in configs/')
     if checkpoint:
         parser.add_argument('checkpoint', help='ours, or an official release (.pth)')
     parser.add_argument('--data-root', help="data set folder, in place of the config's")

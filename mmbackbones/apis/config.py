@@ -18,6 +18,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from mmbackbones.apis.command_line import check_keys
 from mmbackbones.apis.cpu_processes import check_launcher, init_cpu_processes
+from mmbackbones.apis.named_files import find_config
 from mmbackbones.data.classes import resolve_classes
 from mmbackbones.data.seg_classes import resolve_seg_classes
 from mmbackbones.engine import mlflow_names, shared_buffers  # noqa: F401  (register)
@@ -57,7 +58,8 @@ def load_config(
     every path below it: data sets, evaluators.
 
     Args:
-        path: config file, pure Python or text style.
+        path: config file, pure Python or text style, or the name of one in
+            `configs/`.
         data_root: folder of the data set.
         work_dir: folder for logs and checkpoints; by default the config's, else
             `work_dirs/<name of the config>`.
@@ -67,9 +69,7 @@ def load_config(
         ValueError: the file does not exist, the work dir cannot be written, or an
             option has a key at its top that nothing reads.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'config file {path!r} does not exist; see configs/')
-    cfg = Config.fromfile(path)
+    cfg = Config.fromfile(find_config(path))
     options = dict(cfg_options or {})
     new_root = data_root or options.pop('data_root', None)
     if new_root is not None:
@@ -77,6 +77,7 @@ def load_config(
     if options:
         check_keys(cfg, options)
         cfg.merge_from_dict(options)
+    _settle_workers(cfg)
     default = cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     cfg.work_dir = work_dir or default
     _check_writable(cfg.work_dir)
@@ -107,6 +108,16 @@ def _rebase(cfg: Config, new_root: str) -> None:
     for key in cfg:
         if key.endswith(('_dataloader', '_evaluator')) and isinstance(cfg[key], dict):
             replace(cfg[key])
+
+
+def _settle_workers(cfg: Config) -> None:
+    """`num_workers=0` is enough to load without workers; PyTorch wants more said."""
+    for key in cfg:
+        loader = cfg[key]
+        is_loader = key.endswith('_dataloader') and isinstance(loader, dict)
+        if is_loader and not loader.get('num_workers', 0):
+            for of_workers in ('persistent_workers', 'prefetch_factor'):
+                loader.pop(of_workers, None)
 
 
 def _check_writable(work_dir: str) -> None:

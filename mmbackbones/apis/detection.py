@@ -6,9 +6,9 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from mmbackbones.apis.named_files import read_checkpoint
 from mmbackbones.convert.objects365 import COCO_CLASSES, OBJECTS365_CLASSES
 from mmbackbones.convert.sources import to_ours
 from mmbackbones.engine.load_report import fit_state_dict
@@ -46,7 +46,7 @@ def build_detector(
     Raises:
         ValueError: the checkpoint is unreadable, or of another model.
     """
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    loaded = read_checkpoint(checkpoint)
     loaded['state_dict'], _ = to_ours(loaded['state_dict'])
     rows = [value for key, value in loaded['state_dict'].items() if _ROWS.match(key)]
     if not rows:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +10,20 @@ from torch import nn
 
 from mmbackbones.apis.config import is_segmentor, prepare
 from mmbackbones.apis.detection import build_detector
+from mmbackbones.apis.export_options import (
+    TOLERANCES,
+    ExportOptions,
+    check_options,
+    default_size,
+)
+from mmbackbones.apis.named_files import check_checkpoint
 from mmbackbones.export.description import (
     describe,
     published_licence,
     resize_mode,
     slide_of,
 )
-from mmbackbones.export.files import (
-    SUFFIXES,
-    named,
-    need_packages,
-    open_file,
-    write_file,
-)
+from mmbackbones.export.files import named, open_file, write_file
 from mmbackbones.export.graph import BackboneGraph, build_graph
 from mmbackbones.export.programs import export_program
 from mmbackbones.export.report import (
@@ -35,73 +35,17 @@ from mmbackbones.export.report import (
     measure_latency,
 )
 from mmbackbones.export.runners import GraphRunner
+from mmbackbones.export.triton import place_in_repository
 from mmbackbones.export.windows import WindowGraph
 from mmbackbones.inference.backends import TorchBackend
 from mmbackbones.inference.metadata import ExportInfo, ModelInfo, Slide
 from mmbackbones.inference.sources import find_images
 from mmbackbones.layers.fold import fold_for_inference, pad_channels
 
-__all__ = ['ExportOptions', 'default_size', 'export_model']
+__all__ = ['export_model']
 
-_COARSEST_STRIDE = 32  # of a detector's maps, which are enlarged twofold each
 _OTHER_BATCH = 3  # images that a dynamic batch has to take beside one
-_TOLERANCES = {'fp32': 1e-3, 'fp16': 2e-2, 'int8': None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What the user wants; `tools/export.py` has a line on each.
-
-    Attributes:
-        format: a key of `mmbackbones.export.files.SUFFIXES`.
-        precision: 'fp32', 'fp16' or 'int8'.
-        out: file to write, or None.
-        size_hw: height and width of the input, None for the config's.
-        batch_size: of a fixed batch.
-        dynamic_batch: take any number of images.
-        backbone: export the bare backbone.
-        sampling: 'grid_sample' or 'gather'.
-        images: file, folder or pattern, to compare and to calibrate with.
-        num_images: of `images`.
-        tolerance: of differences; None for the precision's own.
-        evaluate: whether to evaluate both sides on the test set.
-        max_images: of the test set.
-        licence: of the weights.
-    """
-
-    format: str = 'onnx'
-    precision: str = 'fp32'
-    out: str | None = None
-    size_hw: tuple[int, int] | None = None
-    batch_size: int = 1
-    dynamic_batch: bool = False
-    backbone: bool = False
-    sampling: str = 'grid_sample'
-    images: str | None = None
-    num_images: int = 16
-    tolerance: float | None = None
-    evaluate: bool = False
-    max_images: int | None = None
-    licence: str | None = None
-
-
-def default_size(cfg: Config) -> tuple[int, int]:
-    """Height and width that a config tests at; of a segmentor, its crop.
-
-    Raises:
-        ValueError: the config does not say.
-    """
-    for crop in (
-        (cfg.model.get('test_cfg') or {}).get('crop_size'),
-        (cfg.model.get('data_preprocessor') or {}).get('size'),
-    ):
-        if crop is not None:
-            return tuple(crop)
-    for step in cfg.test_dataloader.dataset.pipeline:
-        scale = step.get('scale')
-        if scale is not None:
-            return scale[1], scale[0]
-    raise ValueError('the config states no input size; give --size H W')
+_FEW_IMAGES = 32  # fewer to calibrate with say little of what will come
 
 
 def export_model(
@@ -122,13 +66,14 @@ def export_model(
         ValueError: options that do not go together, a missing package, or a model
             that cannot be exported.
     """
-    _check(cfg, options)
+    check_options(cfg, options)
+    check_checkpoint(checkpoint)
     model = _build(cfg, checkpoint, options.evaluate)
     size_hw = options.size_hw or default_size(cfg)
     slide = _slide(cfg, model, size_hw, options)
     reference = _graph(model, slide, options)
     info = _describe(cfg, model, reference, size_hw, slide, options)
-    path = named(options.out or Path(cfg.work_dir, Path(name).stem), options.format)
+    path = _target(cfg, Path(name).stem, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = _find(options)
     batch_size = 1 if options.dynamic_batch else options.batch_size
@@ -157,52 +102,24 @@ def export_model(
         format=options.format,
         precision=options.precision,
         runtime='none',
-        tolerance=_TOLERANCES[options.precision]
+        tolerance=TOLERANCES[options.precision]
         if options.tolerance is None
         else options.tolerance,
         notes=notes,
     )
+    if options.precision == 'int8' and len(paths) < _FEW_IMAGES:
+        report.notes.append(_few_images(len(paths), options))
     _compare(report, cfg, model, reference, info, paths, options)
     report.save()
     return report
 
 
-def _check(cfg: Config, options: ExportOptions) -> None:
-    if options.format not in SUFFIXES:
-        raise ValueError(
-            f'format is {options.format!r}; choose from {", ".join(SUFFIXES)}'
-        )
-    if options.precision not in _TOLERANCES:
-        raise ValueError(
-            f'precision is {options.precision!r}; choose from {", ".join(_TOLERANCES)}'
-        )
-    step = 1 if options.backbone or is_segmentor(cfg) else _COARSEST_STRIDE
-    if options.size_hw and any(side < 1 or side % step for side in options.size_hw):
-        raise ValueError(
-            f'size is {options.size_hw}; give height and width in pixels'
-            + (f', multiples of {step}' if step > 1 else '')
-        )
-    for name in ('batch_size', 'num_images'):
-        if getattr(options, name) < 1:
-            raise ValueError(f'{name} is {getattr(options, name)}; give 1 or more')
-    if options.precision == 'int8' and options.format != 'openvino':
-        raise ValueError(
-            f'precision int8 is made by OpenVINO; format is {options.format!r}'
-        )
-    if options.precision != 'fp32' and options.format in ('torch_export', 'executorch'):
-        raise ValueError(
-            f'format {options.format} is written in fp32; precision is '
-            f'{options.precision!r}'
-        )
-    if options.precision != 'fp32' and options.images is None:
-        raise ValueError(f'precision {options.precision} is calibrated: give --images')
-    if options.format == 'executorch' and options.dynamic_batch:
-        raise ValueError('format executorch takes a fixed batch; leave --dynamic-batch')
-    if options.evaluate and options.backbone:
-        raise ValueError('a bare backbone predicts nothing that could be evaluated')
-    if options.out is not None:
-        named(options.out, options.format)
-    need_packages(options.format, options.precision)
+def _few_images(count: int, options: ExportOptions) -> str:
+    advice = '' if options.evaluate else ', and --evaluate to see what is lost'
+    return (
+        f'calibrated on {count} images only: take {_FEW_IMAGES} or more, some hundreds '
+        f'are usual (--num-images){advice}'
+    )
 
 
 def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
@@ -213,6 +130,14 @@ def _build(cfg: Config, checkpoint: str, evaluate: bool) -> nn.Module:
 
         return build_segmentor(cfg, checkpoint, 'cpu')
     return build_detector(cfg, checkpoint, 'cpu')
+
+
+def _target(cfg: Config, stem: str, options: ExportOptions) -> Path:
+    """The file to write."""
+    if options.format == 'triton':
+        repository = Path(options.out or Path(cfg.work_dir, 'repository'))
+        return place_in_repository(repository, stem)
+    return named(options.out or Path(cfg.work_dir, stem), options.format)
 
 
 def _slide(

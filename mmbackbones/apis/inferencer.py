@@ -9,12 +9,14 @@ for result in model.predict('photos/', batch_size=8, stream=True):
 
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from mmbackbones.apis.checkpoint import find_config, open_checkpoint
+from mmbackbones.apis.checkpoint import open_checkpoint
+from mmbackbones.apis.named_files import find_config
 from mmbackbones.inference.backends import Backend
 from mmbackbones.inference.metadata import ModelInfo
 from mmbackbones.inference.prediction import Prediction, PredictOptions
@@ -46,7 +48,8 @@ class Inferencer:
 
     Raises:
         ValueError: no such config or file; weights are missing, unreadable or of
-            another model; the backend does not read the file, or is not installed.
+            another model; the backend does not read the file, or is not installed; a
+            device that is not there.
     """
 
     def __init__(
@@ -98,9 +101,9 @@ class Inferencer:
             batch_size: images, or tiles, at once.
             conf: lowest score of a detection (0.4); not for segmentation.
             classes: names of those to keep; pixels of other classes get `NO_CLASS`.
-            tile: side in pixels, or (height, width), of the windows that large images
-                are cut into; the whole image is looked at, too, for what no window
-                shows whole.
+            tile: side in pixels, or (height, width), from 32 up, of the windows that
+                large images are cut into; the whole image is looked at, too, for
+                what no window shows whole.
             overlap: least share of a tile's side that it has in common with the next;
                 objects up to that size are whole in some tile.
             half: PyTorch in half precision: float16 on a GPU, bfloat16 elsewhere.
@@ -147,14 +150,19 @@ class Inferencer:
             return _DEFAULT_CONF
         if self.info.task != 'detection':
             raise ValueError(f'conf is {conf}; it is for detection, leave it out')
-        if not 0 <= conf <= 1:
-            raise ValueError(f'conf is {conf}; give a score between 0 and 1')
+        if not isinstance(conf, Real) or not 0 <= conf <= 1:
+            raise ValueError(f'conf is {conf!r}; give a score between 0 and 1')
         return conf
 
 
 def _tile_hw(tile: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if tile is None or isinstance(tile, int):
-        return None if tile is None else (tile, tile)
-    if len(tile) != 2:
-        raise ValueError(f'tile is {tile}; give a side, or height and width')
-    return tuple(tile)
+    if tile is None:
+        return None
+    sides = tuple(tile) if isinstance(tile, list | tuple) else (tile, tile)
+    # True is an integer, too: of 1 pixel.
+    whole = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sides)
+    if len(sides) != 2 or not whole:
+        raise ValueError(
+            f'tile is {tile!r}; give a side in pixels, or height and width'
+        )
+    return sides

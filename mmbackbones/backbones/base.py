@@ -9,8 +9,9 @@ Departs from the source:
 """
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -18,7 +19,30 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ['BaseBackbone']
+__all__ = ['BaseBackbone', 'integers']
+
+
+def integers(
+    name: str, values: Any, *, length: int | None = None, least: int = 1
+) -> tuple[int, ...]:
+    """Numbers of an arch, checked.
+
+    Args:
+        name: where the user wrote them.
+        values: a list or tuple.
+        length: how many there have to be; None takes any number.
+        least: the smallest that is possible.
+
+    Raises:
+        ValueError: they are no integers, too few, too many, or too small.
+    """
+    numbers = tuple(values) if isinstance(values, Iterable) else (None,)
+    if length not in (None, len(numbers)) or not all(
+        isinstance(number, int) and number >= least for number in numbers
+    ):
+        wanted = 'integers' if length is None else f'{length} integers'
+        raise ValueError(f'{name} is {values!r}; it takes {wanted} of at least {least}')
+    return numbers
 
 
 def _resolve_out_indices(
@@ -30,12 +54,13 @@ def _resolve_out_indices(
         ValueError: nothing, something else than integers, an index out of range,
             or a stage named twice.
     """
-    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    is_list = isinstance(out_indices, Iterable)
+    given = tuple(out_indices) if is_list else (out_indices,)
     valid = all(isinstance(i, int) and -num_stages <= i < num_stages for i in given)
     resolved = sorted({i % num_stages for i in given}) if valid else []
     if not given or len(resolved) != len(given):
         raise ValueError(
-            f'out_indices is {out_indices}; it takes one or more different stages '
+            f'out_indices is {out_indices!r}; it takes one or more different stages '
             f'out of {-num_stages}..{num_stages - 1}'
         )
     return tuple(resolved)
@@ -85,7 +110,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         init_cfg: mmengine's.
 
     Raises:
-        ValueError: `out_indices` or `frozen_stages` name stages that do not exist.
+        ValueError: `out_indices` or `frozen_stages` name stages that do not exist;
+            `in_channels` is not positive.
     """
 
     def __init__(
@@ -102,9 +128,14 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
     ) -> None:
         super().__init__(init_cfg)
         num_stages = len(stage_channels)
-        if not -1 <= frozen_stages <= num_stages:
+        if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(
-                f'frozen_stages is {frozen_stages}; it is -1 (none), 0 (the stem) or '
+                f'in_channels is {in_channels!r}; give the number of channels of the '
+                'image, at least 1'
+            )
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages is {frozen_stages!r}; it is -1 (none), 0 (the stem) or '
                 f'the number of frozen stages, at most {num_stages}'
             )
         self.in_channels = in_channels
@@ -171,6 +202,8 @@ class BaseBackbone(BaseModule, metaclass=ABCMeta):
         """Apply a block, checkpointed if the user asked for it."""
         if not (self.with_cp and torch.is_grad_enabled()):
             return block(x)
+        if torch.compiler.is_compiling():  # it writes statistics once by itself
+            return checkpoint(block, x, use_reentrant=False)
         return checkpoint(
             block,
             x,

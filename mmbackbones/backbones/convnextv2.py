@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmbackbones.backbones.base import BaseBackbone
+from mmbackbones.backbones.base import BaseBackbone, integers
 from mmbackbones.layers.drop import DropPath, linear_drop_path_rates
 from mmbackbones.layers.norm import GlobalResponseNorm, LayerNorm2d
 from mmbackbones.registry import MODELS
@@ -149,10 +149,10 @@ class ConvNeXtV2(BaseBackbone):
     @classmethod
     def _resolve_arch(cls, arch: str | Mapping) -> ArchSpec:
         if isinstance(arch, Mapping):
-            if set(arch) == {'channels', 'depths'} and all(
-                len(value) == 4 for value in arch.values()
-            ):
-                return ArchSpec(tuple(arch['channels']), tuple(arch['depths']))
+            if set(arch) == {'channels', 'depths'}:
+                return ArchSpec(
+                    **{k: integers(f'arch.{k}', v, length=4) for k, v in arch.items()}
+                )
         elif str(arch).lower() in cls.arch_settings:
             return cls.arch_settings[str(arch).lower()]
         raise ValueError(

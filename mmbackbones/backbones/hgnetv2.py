@@ -19,7 +19,7 @@ from itertools import accumulate, islice
 import torch
 from torch import Tensor, nn
 
-from mmbackbones.backbones.base import BaseBackbone
+from mmbackbones.backbones.base import BaseBackbone, integers
 from mmbackbones.layers.conv import ConvBNAct
 from mmbackbones.layers.drop import DropPath, linear_drop_path_rates
 from mmbackbones.layers.hg_stem import HGStem
@@ -115,6 +115,7 @@ _SPEC_FIELDS = {
     'stage_kernel_size': 'kernel_size',
     'stage_numb_of_layers': 'num_layers',
 }
+_FLAGS = ('downsample', 'light')
 
 
 def _parse_spec(spec: Mapping, in_channels: int) -> ArchSpec:
@@ -132,18 +133,27 @@ def _parse_spec(spec: Mapping, in_channels: int) -> ArchSpec:
             f'arch lacks the fields {missing} and has the unknown fields {unknown}; '
             f'it takes {sorted(required)} and use_learnable_affine_block'
         )
+    columns = {
+        ours: integers(f'arch.{name}', spec[name], least=int(ours not in _FLAGS))
+        for name, ours in _SPEC_FIELDS.items()
+    }
     lengths = {name: len(spec[name]) for name in _SPEC_FIELDS}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f'arch needs one entry per stage in each field, got {lengths}')
-    stem = tuple(spec['stem_channels'])
-    if len(stem) != 3 or stem[0] != in_channels:
+    if any(size % 2 == 0 for size in columns['kernel_size']):
+        raise ValueError(
+            f'arch.stage_kernel_size is {columns["kernel_size"]}; kernels are odd'
+        )
+    stem = integers('arch.stem_channels', spec['stem_channels'], length=3)
+    if stem[0] != in_channels:
         raise ValueError(
             f'arch.stem_channels is {stem}; it takes (in_channels, inside, out), and '
             f'in_channels is {in_channels}'
         )
-    columns = zip(*(spec[name] for name in _SPEC_FIELDS), strict=True)
-    names = tuple(_SPEC_FIELDS.values())
-    stages = tuple(StageSpec(**dict(zip(names, c, strict=True))) for c in columns)
+    stages = tuple(
+        StageSpec(**dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    )
     offered = (stem[2], *(s.out_channels for s in stages[:-1]))
     taken = tuple(s.in_channels for s in stages)
     if offered != taken:

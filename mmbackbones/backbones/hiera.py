@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmbackbones.backbones.base import BaseBackbone
+from mmbackbones.backbones.base import BaseBackbone, integers
 from mmbackbones.layers.drop import linear_drop_path_rates
 from mmbackbones.layers.hiera_block import HieraBlock
 from mmbackbones.layers.position_table import resample_table, tile_table
@@ -69,6 +69,12 @@ class ArchSpec:
     expand_proj: bool = True
 
     def __post_init__(self) -> None:
+        integers('arch.embed_dims', [self.embed_dims])
+        integers('arch.num_heads', [self.num_heads])
+        integers('arch.depths', self.depths)
+        integers('arch.window_spec', self.window_spec, least=0)
+        integers('arch.global_att_blocks', self.global_att_blocks, least=0)
+        integers('arch.pos_embed_size', self.pos_embed_size, length=2)
         depth, windows = sum(self.depths), self.window_spec
         rules = {
             'depths and window_spec have one entry per stage': (
@@ -225,9 +231,13 @@ class Hiera(BaseBackbone):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         spec = _parse_spec(arch)
-        if num_frames is not None and (num_frames < 1 or spec.pos_embed == 'window'):
+        if num_frames is not None and (
+            not isinstance(num_frames, int)
+            or num_frames < 1
+            or spec.pos_embed == 'window'
+        ):
             raise ValueError(
-                f'num_frames is {num_frames} and arch.pos_embed {spec.pos_embed!r}; '
+                f'num_frames is {num_frames!r} and arch.pos_embed {spec.pos_embed!r}; '
                 f"frames are 1 or more, and need an arch with 'absolute' tables"
             )
         stages = range(len(spec.depths))

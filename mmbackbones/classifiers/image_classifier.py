@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmbackbones.backbones.hgnetv2 import HGNetV2
+from mmbackbones.backbones.resnet_vd import ResNetVD
 from mmbackbones.layers.conv import LearnableAffine
 from mmbackbones.registry import MODELS
 
@@ -22,13 +24,13 @@ __all__ = ['ExpandingHead', 'ImageClassifier', 'NormHead']
 
 
 class ExpandingHead(nn.Module):
-    """HGNetV2's head: pool, 1x1 convolution, ReLU, affine, linear.
+    """HGNetV2's head: pool, 1x1 convolution, ReLU, affine, linear; or but the ends.
 
     Args:
         in_channels: C.
         num_classes: K.
         expand_channels: width between; None for a linear layer on the pooled map,
-            as Hugging Face's classifier has it.
+            as Hugging Face's classifier and ResNet-vd have it.
         use_lab: whether the affine is there, as in the backbone.
     """
 
@@ -58,7 +60,7 @@ class ExpandingHead(nn.Module):
 
 
 class NormHead(nn.Module):
-    """Head of Hiera and ConvNeXt V2: pool, layer norm (epsilon 1e-6), linear.
+    """Head of Hiera, also for video, and ConvNeXt V2: pool, layer norm, linear.
 
     Args:
         in_channels: C.
@@ -73,8 +75,8 @@ class NormHead(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` to logits `(N, K)`."""
-        return self.fc(self.norm(x.mean((2, 3))))
+        """`(N, C, H, W)` or `(N, C, T, H, W)` to logits `(N, K)`."""
+        return self.fc(self.norm(x.flatten(2).mean(2)))
 
 
 @MODELS.register_module()
@@ -82,9 +84,11 @@ class ImageClassifier(BaseModule):
     """Backbone and head; `convert.classifier_to_ours` reads published weights for it.
 
     Args:
-        backbone: config of a backbone; its last stage is classified.
+        backbone: config of a backbone; its last stage is classified, whatever
+            `out_indices` says.
         num_classes: K.
-        expand_channels: of HGNetV2's head, see `ExpandingHead`.
+        expand_channels: of HGNetV2's head, see `ExpandingHead`. Without effect in
+            other families.
         init_cfg: mmengine's.
 
     Raises:
@@ -99,16 +103,20 @@ class ImageClassifier(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if num_classes < 1:
-            raise ValueError(f'num_classes is {num_classes}; give at least 1')
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f'num_classes is {num_classes!r}; give a number of at least 1'
+            )
         self.backbone = MODELS.build({**backbone, 'out_indices': -1})
         (channels,) = self.backbone.out_channels
-        if type(self.backbone).__name__ == 'HGNetV2':
+        if isinstance(self.backbone, HGNetV2):
             use_lab = any(isinstance(m, LearnableAffine) for m in self.modules())
             self.head = ExpandingHead(channels, num_classes, expand_channels, use_lab)
+        elif isinstance(self.backbone, ResNetVD):
+            self.head = ExpandingHead(channels, num_classes, expand_channels=None)
         else:
             self.head = NormHead(channels, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images `(N, 3, H, W)` to logits `(N, K)`."""
+        """Images `(N, 3, H, W)`, or what the backbone takes, to logits `(N, K)`."""
         return self.head(self.backbone(inputs)[-1])

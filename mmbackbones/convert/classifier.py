@@ -4,10 +4,16 @@ Upstream: as in the tables of the backbones.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from mmbackbones.convert.sources import Conversion, first_names, to_ours
+from mmbackbones.convert.sources import (
+    Conversion,
+    first_names,
+    to_ours,
+    without_module,
+)
 
 __all__ = ['classifier_to_ours']
 
@@ -21,6 +27,7 @@ def _names(**modules: str) -> dict[str, str]:
     }
 
 
+_BELOW = 'backbone.'
 # Heads of every maker; the first whose names are all there is meant.
 HEADS = {
     'HGNetV2': (
@@ -58,13 +65,19 @@ def classifier_to_ours(
             the authors.
 
     Returns:
-        The state dict, `backbone.` and `head.` before its names, and the report,
-        which counts the head's tensors among the dropped ones of the backbone.
+        The state dict, `backbone.` and `head.` before its names, and the report on
+        the backbone, for which the head's tensors are among the dropped ones.
 
     Raises:
         ValueError: the names are nobody's, or the file has no classifier.
     """
-    converted, report = to_ours(state_dict)
+    state_dict = without_module(state_dict)
+    below = {  # mmpretrain's files are of whole classifiers
+        name.removeprefix(_BELOW): value
+        for name, value in state_dict.items()
+        if name.startswith(_BELOW)
+    }
+    converted, report = to_ours(below or state_dict)
     heads = HEADS.get(report.source.family) if report else None
     if heads is None:
         raise ValueError(
@@ -76,11 +89,19 @@ def classifier_to_ours(
             f'the weights of {report.source.family} have no classifier; it would be '
             + ' or '.join(first_names(names) for names in heads)
         )
-    result = {f'backbone.{name}': value for name, value in converted.items()}
+    result = {
+        f'{_BELOW}{name}': value
+        for name, value in converted.items()
+        if f'{_BELOW}{name}' not in table  # a norm of the head's
+    }
     for theirs, ours in {**table, **_AFFINE}.items():
         if theirs in state_dict:
             value = state_dict[theirs]
             if ours == 'fc.weight' and 'paddle' in report.source.makers:
                 value = value.T  # (in, out) there
             result[f'head.{ours}'] = value
+    if below:
+        outside = [name for name in state_dict if not name.startswith(_BELOW)]
+        dropped = dict.fromkeys(outside, f'not below {_BELOW}')
+        report = replace(report, dropped={**report.dropped, **dropped})
     return result, report

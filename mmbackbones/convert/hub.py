@@ -70,6 +70,6 @@ def _licence(model: str, revision: str | None) -> str:
         page = Path(hf_hub_download(model, 'README.md', revision=revision))
     except (OSError, errors.EntryNotFoundError):
         return 'unknown'
-    text = page.read_text(encoding='utf-8')
+    text = page.read_text(encoding='utf-8', errors='replace')
     stated = re.search(r'^license: *(\S.*)$', text, re.MULTILINE)
     return stated[1].strip() if stated else 'unknown'

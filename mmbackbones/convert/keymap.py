@@ -186,7 +186,8 @@ class KeyMap:
             The converted state dict, and what did not make it.
 
         Raises:
-            ValueError: two names of one tensor have different values.
+            ValueError: two names of one tensor have different values; two tensors
+                would have the same name.
         """
         # (rule, placeholder values) -> {index of the source name: key}
         groups: dict[tuple[int, tuple], dict[int, str]] = {}
@@ -203,6 +204,7 @@ class KeyMap:
                 group[name_index] = key
 
         result: dict[str, Tensor] = {}
+        origin: dict[str, str] = {}  # name in the result -> first of its sources
         used = set()
         for (rule_index, values), keys in groups.items():
             rule = self.rules[rule_index]
@@ -212,6 +214,9 @@ class KeyMap:
                 continue
             targets = [name.format(**dict(values)) for name in _names(rule.targets)]
             ordered = [keys[i] for i in sorted(keys)]
+            if twice := origin.keys() & set(targets):
+                name = min(twice)
+                raise ValueError(f'{origin[name]} and {ordered[0]} both become {name}')
             if rule.transform is None:
                 _check_aliases(ordered, state_dict)
                 result.update(dict.fromkeys(targets, state_dict[ordered[0]]))
@@ -220,6 +225,7 @@ class KeyMap:
             else:
                 tensors = rule.transform.forward([state_dict[key] for key in ordered])
                 result.update(zip(targets, tensors, strict=True))
+            origin.update(dict.fromkeys(targets, ordered[0]))
         report.unused = [
             rule
             for i, rule in enumerate(self.rules)

@@ -10,9 +10,10 @@ Departs from the source:
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,9 +69,9 @@ class _Array:
     def to_torch(self) -> Tensor:
         _, shape, dtype, is_fortran, raw = self.state
         dtype = dtype.to_torch()
-        if len(raw) != prod(shape) * dtype.itemsize:
+        if not isinstance(raw, bytes) or len(raw) != prod(shape) * dtype.itemsize:
             raise pickle.UnpicklingError(
-                f'array of shape {shape} and {dtype} in {len(raw)} bytes'
+                f'array of shape {shape} and {dtype} in {len(raw)} {type(raw).__name__}'
             )
         if not raw:
             return torch.empty(shape, dtype=dtype)
@@ -87,6 +88,21 @@ def _encode(text: str, codec: str) -> bytes:
     return text.encode('latin1')
 
 
+class _StandIn:
+    """What a file may call, and not change: a pickle can set attributes, too."""
+
+    __slots__ = ('_function',)
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> object:
+        return self._function(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError(f'it changes {self._function.__name__}')
+
+
 _STAND_INS = {
     'collections.OrderedDict': dict,
     'builtins.tuple': tuple,
@@ -101,9 +117,9 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
+    def find_class(self, module: str, name: str) -> _StandIn:
         try:
-            return _STAND_INS[f'{module}.{name}']
+            return _StandIn(_STAND_INS[f'{module}.{name}'])
         except KeyError:
             raise pickle.UnpicklingError(
                 f'it names GLOBAL {module}.{name}, and may name {list(_STAND_INS)}'
@@ -119,6 +135,8 @@ def _plain(value: object) -> object:
     # A tensor saved beside other things: PaddlePaddle's name for it, and the array.
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], _Array):
         return value[1].to_torch()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
     return value
 
 
@@ -140,8 +158,16 @@ def read_pdparams(path: Path) -> object:
         Usually a dictionary from names to tensors, else what was saved.
 
     Raises:
-        pickle.UnpicklingError: the file names something else than arrays, or holds
-            arrays of something else than numbers. Nothing of it was run.
+        pickle.UnpicklingError: the file names something else than arrays, holds
+            arrays of something else than numbers, or is broken. Nothing of it was
+            run.
     """
     with path.open('rb') as file:
-        return _plain(_Unpickler(file).load())
+        try:
+            return _plain(_Unpickler(file).load())
+        except (pickle.UnpicklingError, OSError):
+            raise
+        except Exception as error:  # whatever a broken pickle provokes
+            raise pickle.UnpicklingError(
+                f'broken pickle ({type(error).__name__}: {error})'
+            ) from error

@@ -27,6 +27,7 @@ __all__ = [
     'from_ours',
     'recognise',
     'to_ours',
+    'without_module',
 ]
 
 
@@ -94,6 +95,13 @@ def recognise(names: Iterable[str]) -> Source | None:
     return next((s for s in SOURCES if s.find_prefix(names) is not None), None)
 
 
+def without_module(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names without the `module.` that torch's wrappers put before all of them."""
+    if not all(name.startswith('module.') for name in state_dict):
+        return state_dict
+    return {k.removeprefix('module.'): v for k, v in state_dict.items()}
+
+
 def to_ours(
     state_dict: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Conversion | None]:
@@ -110,8 +118,7 @@ def to_ours(
         ValueError: the source is known, but not all of its names; a tensor lacks
             another that it is to be joined with; or ours have no place for its values.
     """
-    if all(name.startswith('module.') for name in state_dict):
-        state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    state_dict = without_module(state_dict)
     source = recognise(state_dict)
     if source is None:
         return dict(state_dict), None

@@ -11,7 +11,6 @@ Departs from the source:
   polygons are not kept.
 """
 
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -23,6 +22,13 @@ from mmengine.dataset import Compose
 from mmengine.fileio import exists, get_local_path, isdir
 from mmengine.logging import print_log
 
+from mmbackbones.data.coco_entries import (
+    check_id,
+    check_image,
+    clamp_box,
+    is_clipped,
+    mistaken_boxes,
+)
 from mmbackbones.data.coco_json import category_table, name_some, read_coco_json
 from mmbackbones.data.det_transforms import LoadImage
 from mmbackbones.data.fast_transforms import check_windows
@@ -31,22 +37,6 @@ from mmbackbones.data.read_faults import ReplacesUnreadable
 from mmbackbones.registry import DATASETS
 
 __all__ = ['CocoDetection']
-
-
-def _clamp_box(bbox: Any, width: int, height: int) -> tuple[list[float], str]:
-    """An xywh box as xyxy within the image, and why it is unusable ('' if it is)."""
-    try:
-        x, y, w, h = (float(value) for value in bbox)
-    except (TypeError, ValueError):
-        return [], 'not four numbers'
-    if not all(map(math.isfinite, (x, y, w, h))):
-        return [], 'NaN or infinite'
-    if w < 0 or h < 0:
-        return [], 'inverted'
-    if w == 0 or h == 0:
-        return [], 'zero-area'
-    box = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
-    return box, '' if box[0] < box[2] and box[1] < box[3] else 'outside the image'
 
 
 @DATASETS.register_module()
@@ -122,18 +112,24 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
         self._check_paths()
         with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
             coco = read_coco_json(path, need_annotations=not self.test_mode)
+        self._check_entries(coco)
         classes, ids = category_table(
             coco['categories'],
             self.ann_file,
             classes=self._metainfo.get('classes'),
             label_from_category_id=self.label_from_category_id,
         )
+        self._check_foreign(coco)
+        self._check_boxes(coco)
         self._metainfo.update(classes=classes, category_ids=ids)
+        if len(set(classes)) < len(classes):
+            twice = [name for name, times in Counter(classes).items() if times > 1]
+            raise ValueError(f'metainfo.classes has {name_some(twice)} more than once')
         self.cat_ids = list(ids)
         self.cat2label = {category: label for label, category in enumerate(ids)}
-        self._check_entries(coco)
 
         missing = self._missing_images(coco['images'])
+        self._num_clipped = 0
         dropped: Counter = Counter()
         annotations = defaultdict(list)
         for annotation in coco['annotations']:
@@ -194,10 +190,31 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
             raise ValueError(f'{file} lists no images')
         if not coco['annotations'] and not self.test_mode:
             raise ValueError(f'{file} has no annotations: there is nothing to train on')
+        for image in coco['images']:
+            check_image(image, file)
         count = Counter(image['id'] for image in coco['images'])
         if len(count) < len(coco['images']):
             twice = [image_id for image_id, times in count.items() if times > 1]
             raise ValueError(f'{file} lists the image id {name_some(twice)} repeatedly')
+        for annotation in coco['annotations']:
+            for key in ('image_id', 'category_id'):
+                check_id(annotation, key, file)
+        for category in coco['categories']:
+            check_id(category, 'id', file)
+
+    def _check_boxes(self, coco: dict) -> None:
+        """Boxes are [x, y, width, height] in pixels, as far as can be told."""
+        mistake = mistaken_boxes(coco)
+        if mistake:
+            raise ValueError(
+                f'annotation file {self.ann_file!r}: {mistake}. COCO boxes are '
+                '[x, y, width, height] in pixels, x and y of the upper left corner; '
+                'convert the file'
+            )
+
+    def _check_foreign(self, coco: dict) -> None:
+        """Every annotation is of a listed category."""
+        file = f'annotation file {self.ann_file!r}'
         listed = {category['id'] for category in coco['categories']}
         foreign = Counter(
             annotation['category_id']
@@ -242,7 +259,7 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
         instances = []
         for annotation in annotations:
             label = self.cat2label.get(annotation['category_id'])
-            box, reason = _clamp_box(annotation['bbox'], width, height)
+            box, reason = clamp_box(annotation['bbox'], width, height)
             if annotation.get('iscrowd') or annotation.get('ignore'):
                 reason = 'crowd'
             elif label is None:
@@ -250,6 +267,7 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
             if reason:
                 dropped[reason] += 1
             else:
+                self._num_clipped += is_clipped(annotation['bbox'], box)
                 instances.append(dict(bbox=box, bbox_label=label, ignore_flag=0))
         return dict(
             img_path=os.path.join(self._image_root(), image['file_name']),
@@ -281,6 +299,8 @@ class CocoDetection(ReplacesUnreadable, CocoDataset):
             if reasons
             else 'dropped no boxes'
         )
+        if self._num_clipped:
+            summary += f'; cut {self._num_clipped} at the edge of their image'
         if num_missing:
             summary += f'; left out {num_missing} images not on disk'
         print_log(summary, logger='current')

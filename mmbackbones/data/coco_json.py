@@ -35,7 +35,7 @@ def read_coco_json(ann_file: str, *, need_annotations: bool = True) -> dict:
             and what is missing.
     """
     try:
-        with open(ann_file, encoding='utf-8') as file:
+        with open(ann_file, encoding='utf-8-sig') as file:
             coco = json.load(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -116,7 +116,14 @@ def category_table(
         ValueError: no categories, ids or names twice, or `classes` that the file
             does not list.
     """
-    for key in ('id', 'name'):
+    for key, kinds in (('id', (int, str)), ('name', (str, int))):
+        strange = [x[key] for x in categories if type(x[key]) not in kinds]
+        if strange or len({type(x['id']) for x in categories}) > 1:
+            raise ValueError(
+                f'annotation file {ann_file!r} has categories of the {key} '
+                f'{name_some(strange or [x["id"] for x in categories])}; ids are '
+                'integers and names texts'
+            )
         count = Counter(category[key] for category in categories)
         twice = [value for value, times in count.items() if times > 1]
         if twice:
@@ -128,6 +135,12 @@ def category_table(
         raise ValueError(f'annotation file {ann_file!r} lists no categories')
     names = {category['id']: category['name'] for category in categories}
     if label_from_category_id:
+        if any(type(i) is not int or i < 0 for i in names):
+            raise ValueError(
+                f'annotation file {ann_file!r} has the category ids '
+                f'{name_some(list(names))}; label_from_category_id takes integers '
+                'from 0 on'
+            )
         ids = tuple(range(max(names) + 1))
         found = tuple(names.get(i, f'unused {i}') for i in ids)
         if classes is not None and tuple(classes) != found:

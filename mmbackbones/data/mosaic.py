@@ -4,7 +4,11 @@ DEIM: DETR with Improved Matching for Fast Convergence, arXiv 2412.04234.
 Upstream: https://github.com/Intellindust-AI-Lab/DEIM engine/data/transforms/mosaic.py
 (Apache-2.0).
 Departs from the source:
-- the affine transform interpolates (upstream takes the nearest pixel).
+- the affine transform interpolates (upstream takes the nearest pixel);
+- which recent samples are drawn from follows from the place of a sample in the run
+  (upstream: from what the process has seen): they are the last ones, mosaics or not,
+  of every eighth batch (upstream: mosaics alone, given up at random), and at the
+  start of an epoch any of the data set stand for those that lack.
 
 mmdet's `Mosaic` cuts its images at a drawn centre, upstream keeps them whole; mmdet's
 `RandomAffine` turns and scales about a corner, upstream about the centre. The latter
@@ -12,19 +16,29 @@ is used for all but that.
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from math import ceil
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets.transforms import RandomAffine, Resize
 from mmdet.structures.bbox import HorizontalBoxes, autocast_box_type
 from mmengine.dataset import BaseDataset
+from torch.utils.data import get_worker_info
 
+from mmbackbones.data.read_faults import is_unreadable
 from mmbackbones.registry import TRANSFORMS
 
 __all__ = ['CentredAffine', 'WholeMosaic', 'give_data_set']
 
 _UNLIMITED = 1_000_000
+# A loader deals out batches in turn: with 1, 2, 4 or 8 workers those that are a
+# multiple of 8 apart are read by the same one, which then has their images.
+_STRIDE = 8
+_ATTEMPTS = 10
+_KEPT = ('img', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
 
 
 @TRANSFORMS.register_module()
@@ -39,12 +53,15 @@ class WholeMosaic(BaseTransform):
 
     Args:
         size: shorter side of each image, in pixels.
-        cache_size: draw among the last so many samples of this process instead,
-            which spares reading; 0 draws from the data set. What a cache holds is
-            not saved: a resumed run begins with an empty one.
+        cache_size: draw among the sample and so many less one that came before it,
+            which mostly spares reading them; 0 draws from the data set. Which ones
+            follows from the sample's place, see `DrawnIndex`: what images a process
+            holds (of `size`, about `8 * cache_size` in all workers together) decides
+            about time alone.
 
     Raises:
-        ValueError: used without a data set; samples with masks or a window.
+        ValueError: used without a data set; samples with masks or a window;
+            `cache_size` after transforms that are random.
     """
 
     def __init__(self, size: int = 320, cache_size: int = 0) -> None:
@@ -60,7 +77,7 @@ class WholeMosaic(BaseTransform):
             backend='pillow',
             interpolation='bilinear',
         )
-        self._cache: list[dict] = []
+        self._cache: OrderedDict[int, dict] = OrderedDict()  # the oldest use first
         self._data_set: BaseDataset | None = None
         self._before: tuple[Callable, ...] = ()
 
@@ -72,6 +89,10 @@ class WholeMosaic(BaseTransform):
             before: transforms that the sample has gone through.
         """
         self._data_set, self._before = data_set, tuple(before)
+
+    def __getstate__(self) -> dict:
+        """For a copy, which may be of a subset: other images under these indices."""
+        return {**vars(self), '_cache': OrderedDict()}
 
     @autocast_box_type()
     def transform(self, results: dict) -> dict:
@@ -108,24 +129,87 @@ class WholeMosaic(BaseTransform):
         return results
 
     def _others(self, first: dict) -> list[dict]:
-        if self.cache_size:
-            keys = ('img', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
-            self._cache.append({key: first[key] for key in keys})
-            if len(self._cache) > self.cache_size:
-                del self._cache[random.randrange(len(self._cache) - 1)]
-            return random.choices(self._cache, k=3)
         if self._data_set is None:
             raise ValueError(
                 'WholeMosaic knows no data set to draw from; use it in the pipeline '
                 'of a CocoDetection, or call draw_from'
             )
-        return [self._read(random.randrange(len(self._data_set))) for _ in range(3)]
+        if not self.cache_size:
+            return [self._partner(self._any()) for _ in range(3)]
+        index = first.get('sample_idx')
+        own = {key: first[key] for key in _KEPT}
+        if index is not None:
+            self._keep(int(index), own)
+        recent = self._recent(index)
+        others = []
+        for _ in range(3):
+            age = random.randrange(self.cache_size)
+            if age == 0:
+                others.append(own)
+            else:
+                lacks = age > len(recent)
+                others.append(self._partner(self._any() if lacks else recent[-age]))
+        return others
+
+    def _any(self) -> int:
+        return random.randrange(len(self._data_set))
+
+    @staticmethod
+    def _recent(index: int | None) -> list[int]:
+        """Samples that this process has probably read, the last one last."""
+        before = getattr(index, 'before', ())
+        first = (len(before) - 1) % _STRIDE
+        return [other for batch in before[first::_STRIDE] for other in batch]
+
+    def _partner(self, index: int) -> dict:
+        """A resized image with its boxes; any other where that cannot be read."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._remembered(index) if self.cache_size else self._read(index)
+            except Exception as error:
+                # Not to be laid to the sample, which is what a data set would do.
+                if not is_unreadable(error):
+                    raise
+                last = error
+            index = self._any()
+        raise last
+
+    def _remembered(self, index: int) -> dict:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        state = _generator_states()
+        results = self._read(index)
+        if _generator_states() != state:
+            raise ValueError(
+                f'WholeMosaic has cache_size = {self.cache_size}, but a transform '
+                'before it is random, so that what it reads again would differ; put '
+                'that after it, or set cache_size=0'
+            )
+        tile = {key: results[key] for key in _KEPT}
+        self._keep(index, tile)
+        return tile
+
+    def _keep(self, index: int, tile: dict) -> None:
+        worker = get_worker_info()
+        num_rows = ceil(_STRIDE / (worker.num_workers if worker else 1))
+        self._cache[index] = tile
+        self._cache.move_to_end(index)
+        while len(self._cache) > self.cache_size * num_rows:
+            self._cache.popitem(last=False)
 
     def _read(self, index: int) -> dict:
         results = self._data_set.get_data_info(index)
         for step in self._before:
             results = step(results)
         return self._resize(results)
+
+
+def _generator_states() -> tuple:
+    """Of all generators that transforms draw from, to be compared."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    torch_state = torch.default_generator.get_state().numpy().tobytes()
+    return random.getstate(), keys.tobytes(), rest, torch_state
 
 
 @TRANSFORMS.register_module()

@@ -1,5 +1,6 @@
 """Which ids of a label map are which classes, from a class file or a config."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,14 @@ class LabelTable:
                 with id 255, unless it is a class by name.
 
         Raises:
-            ValueError: the file is missing or of another form; names or ids occur
-                twice; there are no classes, or more than 255; unknown names.
+            ValueError: the file is missing, no UTF-8 text or of another form; names
+                or ids occur twice; there are no classes, or more than 255; unknown
+                names.
         """
+        if isinstance(classes, str):
+            raise ValueError(
+                f'metainfo.classes is {classes!r}; it takes a list of names'
+            )
         first = int(reduce_zero_label)
         if class_file:
             source, entries = f'class file {class_file!r}', _read(class_file, first)
@@ -81,6 +87,7 @@ class LabelTable:
             entries = dict(enumerate(names, first))
         _check(entries, source)
         chosen = tuple(entries.values() if classes is None else classes)
+        _check(dict(enumerate(chosen)), 'metainfo.classes')
         id_of = {name: i for i, name in entries.items()}
         foreign = [name for name in chosen if name not in id_of]
         if foreign:
@@ -106,25 +113,58 @@ def _read(class_file: str, first: int) -> dict[int, str]:
     """Names by id."""
     if not exists(class_file):
         raise ValueError(f'class_file {class_file!r} does not exist')
-    text = get_text(class_file)
+    try:
+        text = get_text(class_file, encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'class_file {class_file!r} is no UTF-8 text: {error}'
+        ) from error
     if PurePath(class_file).suffix.lower() not in ('.yaml', '.yml', '.json'):
         names = (line.strip() for line in text.strip().splitlines())
         return dict(enumerate(names, first))
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ValueError(f'class_file {class_file!r} is broken: {error}') from error
     if isinstance(content, Mapping):
         content = content.get('classes') or content.get('names') or content
     if isinstance(content, list):
         content = dict(enumerate(content, first))
-    try:
-        return {int(key): str(name) for key, name in content.items()}
-    except (AttributeError, ValueError, TypeError) as error:
+    if not isinstance(content, Mapping):
         raise ValueError(
             f'class_file {class_file!r} has neither a list of names nor a mapping '
             'from ids to names, at its top or under `classes` or `names`'
-        ) from error
+        )
+    entries: dict[int, str] = {}
+    for key, name in content.items():
+        number = _number(key)
+        if number is None or type(name) not in (str, int) or number in entries:
+            raise ValueError(
+                f'class_file {class_file!r} has the entry {key!r}: {name!r}; an id is '
+                'an integer that occurs once, and a name is a text (yes, no, on, off '
+                'and null need quotes to be one)'
+            )
+        entries[number] = str(name)
+    return entries
+
+
+def _number(key: object) -> int | None:
+    """An id, as YAML or as JSON has it."""
+    is_text = isinstance(key, str) and re.fullmatch(r'-?[0-9]+', key)
+    return int(key) if is_text or type(key) is int else None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings have each key once; of others the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping, or an error of YAML's."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(
+                problem='a key occurs twice in a mapping', problem_mark=node.start_mark
+            )
+        return mapping
 
 
 def _check(entries: Mapping[int, str], source: str) -> None:

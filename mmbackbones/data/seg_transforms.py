@@ -87,7 +87,8 @@ class LoadLabelMap(BaseTransform):
         backend_args: mmengine's, for files that are not local.
 
     Raises:
-        ValueError: the file is broken, in colours, or has ids that are no class.
+        ValueError: the file is broken, in colours, of fractions, or has ids that
+            are no class.
     """
 
     def __init__(self, *, backend_args: dict | None = None) -> None:
@@ -105,6 +106,11 @@ class LoadLabelMap(BaseTransform):
             raise ValueError(
                 f'label map {path!r} is a colour picture ({image.mode}); it has to '
                 'have one channel, whose values are the ids of classes'
+            )
+        if ids.dtype.kind == 'f':
+            raise ValueError(
+                f'label map {path!r} has fractions ({image.mode}); its values have to '
+                'be the ids of classes'
             )
         ids = ids.astype(np.int64)
         labels = np.full(ids.shape, UNKNOWN, table.dtype)

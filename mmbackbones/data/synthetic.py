@@ -31,6 +31,10 @@ _VERSION = 2  # raise it when drawings change: older folders are then drawn anew
 _ZOOM = 2  # drawn at twice the size: smooth edges, extents to half a pixel
 _SHIFT = 4  # OpenCV takes polygons in sixteenths of a pixel
 _EMPTY_EVERY = 16
+_FOLDERS = (
+    *('train', 'val', 'images/training', 'images/validation'),
+    *('annotations/training', 'annotations/validation'),
+)
 _MIN_VISIBLE = 0.6  # share of a shape that edges and other shapes must leave
 
 
@@ -102,8 +106,8 @@ def draw_detection_set(
         `root`.
 
     Raises:
-        ValueError: no images, an image side below 64, or a folder with other
-            contents.
+        ValueError: no images, an image side below 64, a negative seed, or a folder
+            with other contents.
     """
     recipe = _Recipe(num_train, num_val, image_size, seed)
     return recipe.draw(Path(root), 'detection', _draw_detection_split)
@@ -141,28 +145,30 @@ class _Recipe:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.num_train < 1 or self.num_val < 1 or self.image_size < 64:
-            raise ValueError(
-                f'num_train is {self.num_train}, num_val {self.num_val}, image_size '
-                f'{self.image_size}; give at least 1, 1 and 64'
-            )
+        least = dict(num_train=1, num_val=1, image_size=64, seed=0)
+        if any(type(n) is not int or n < least[k] for k, n in asdict(self).items()):
+            raise ValueError(f'got {asdict(self)}; give integers of at least {least}')
 
     def draw(self, root: Path, kind: str, draw_split: Callable) -> Path:
         """Call `draw_split` for both splits, unless they are there already."""
-        recipe = dict(asdict(self), version=_VERSION, kind=kind)
+        recipe = json.dumps(dict(asdict(self), version=_VERSION, kind=kind))
         mark = root / 'drawn.json'
         if mark.is_file():
-            if json.loads(mark.read_text()) == recipe:
+            if mark.read_text() == recipe:
                 return root
-        elif root.is_dir() and any(root.iterdir()):
+        elif root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(
                 f'{str(root)!r} has contents that were not drawn here; choose an empty '
                 'folder'
             )
-        mark.unlink(missing_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        mark.write_text('')  # until all is there: an interrupted set is drawn again
+        for folder in _FOLDERS:  # a smaller set must not keep what an older one had
+            for path in (root / folder).glob('[0-9]' * 6 + '.*'):
+                path.unlink()
         for split, count in (('train', self.num_train), ('val', self.num_val)):
             draw_split(root, split, self._scenes(split, count))
-        mark.write_text(json.dumps(recipe))  # last: an interrupted set is drawn again
+        mark.write_text(recipe)
         return root
 
     def _scenes(self, split: str, count: int) -> Iterator[tuple[str, Scene]]:

@@ -89,7 +89,8 @@ class RTDETR(BaseDetector):
         if decoder.get('num_classes') is None:
             raise ValueError(
                 'decoder.num_classes is not set; tools/train.py reads it from the '
-                'annotation file, other callers state it'
+                'annotation file and states it in the config that it writes into the '
+                'work dir: take that one'
             )
         self.backbone = MODELS.build(backbone)
         self.encoder = _build_after('neck', neck, 'backbone', self.backbone)

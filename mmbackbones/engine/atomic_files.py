@@ -1,11 +1,25 @@
 """Files that are whole or not there: written aside, flushed, put in place at once."""
 
+import heapq
 import os
+import re
 import zipfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
 
-__all__ = ['is_whole', 'partial_path', 'put_in_place', 'resumable', 'write_text']
+from mmbackbones.engine.checkpoint_io import read_meta
+
+__all__ = [
+    'is_whole',
+    'iterations_of',
+    'newest_first',
+    'partial_path',
+    'put_in_place',
+    'resumable',
+    'write_text',
+]
 
 POINTER = 'last_checkpoint'
 """Name of the file in a work dir that says which checkpoint is the newest."""
@@ -13,6 +27,8 @@ POINTER = 'last_checkpoint'
 _PARTIAL = '.partial'
 # Without an optimiser, or of another time than the newest state.
 _NOT_RESUMABLE = ('best_', 'stage1_best')
+# Whose numbers count iterations; those of others, epochs for one, do not.
+_BY_ITERATION = ('iter_', 'resume_')
 
 
 def partial_path(path: str | Path) -> Path:
@@ -70,12 +86,54 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
+def _kind_and_number(path: Path) -> tuple[str, int]:
+    kind, number = re.fullmatch(r'(.*?)(\d*)', path.stem, re.DOTALL).groups()
+    return kind, int(number or -1)
+
+
+def iterations_of(path: Path) -> float:
+    """Iterations that were done when a checkpoint was saved.
+
+    By its name if that counts them, else by what it holds.
+
+    Returns:
+        -1 for a file that is no state of a run, infinity for one that cannot be read.
+    """
+    kind, number = _kind_and_number(path)
+    if kind in _BY_ITERATION:
+        return number
+    meta = read_meta(path)
+    return inf if meta is None else meta.get('iter', -1)
+
+
+def newest_first(paths: Iterable[Path]) -> Iterator[Path]:
+    """Checkpoints by how far the run had come, which copying them does not change.
+
+    Those of one kind, `epoch_*` for one, by the number in the name; of two kinds by
+    iteration, where a damaged one comes first. Times of files decide between equals.
+    Epochs are looked up in the files, as late as can be.
+    """
+    kinds = defaultdict(list)
+    for path in paths:
+        kinds[_kind_and_number(path)[0]].append(path)
+    rows = [sorted(row, key=_number_and_time, reverse=True) for row in kinds.values()]
+    yield from heapq.merge(*rows, key=_iterations_and_time, reverse=True)
+
+
+def _number_and_time(path: Path) -> tuple[int, int]:
+    return _kind_and_number(path)[1], path.stat().st_mtime_ns
+
+
+def _iterations_and_time(path: Path) -> tuple[float, int]:
+    return iterations_of(path), path.stat().st_mtime_ns
+
+
 def resumable(work_dir: str | Path) -> Iterator[Path]:
     """Checkpoints of a run that it could go on from, the newest first.
 
     First the one that `last_checkpoint` names (looked for in the work dir first, which
-    may be a copy or have moved), then the others by the time when they were written.
-    They may be damaged, see `is_whole`.
+    may be a copy or have moved), then the others as `newest_first` has them. They may
+    be damaged, see `is_whole`.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / POINTER
@@ -91,4 +149,4 @@ def resumable(work_dir: str | Path) -> Iterator[Path]:
         for path in folder.glob('*.pth')
         if path != named and not path.name.startswith(_NOT_RESUMABLE)
     )
-    yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    yield from newest_first(others)

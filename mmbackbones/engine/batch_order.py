@@ -8,6 +8,7 @@ drawn, with any number of workers, and nothing has to be saved for that.
 """
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -16,10 +17,18 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import BatchSampler, DataLoader
 
-__all__ = ['ResumableBatches', 'SeededBatch', 'make_resumable', 'seed_step']
+__all__ = [
+    'DrawnIndex',
+    'ResumableBatches',
+    'SeededBatch',
+    'make_resumable',
+    'seed_step',
+]
 
 # First number of a key, so that steps and samples never share a seed.
 _STEP, _SAMPLE = 0, 1
+# Samples before a batch that it knows of; a kilobyte or two on its way to a worker.
+_HISTORY = 512
 
 
 def _seed_generators(*key: int) -> int:
@@ -39,6 +48,20 @@ def seed_step(seed: int, iteration: int) -> None:
     torch.manual_seed(_seed_generators(_STEP, seed, get_rank(), iteration))
 
 
+class DrawnIndex(int):
+    """Index of a sample that knows what was drawn before it.
+
+    mmengine's data sets hand it to their transforms as `sample_idx`; those that wrap
+    others do not, as their indices mean something else.
+
+    Attributes:
+        before: indices of the batches before it in its epoch, about 512 samples of
+            this rank, and last, perhaps empty, those before it in its own.
+    """
+
+    before: tuple[Sequence[int], ...] = ()
+
+
 class SeededBatch:
     """Indices of a batch; going through them seeds the generators for each.
 
@@ -49,21 +72,30 @@ class SeededBatch:
     Args:
         indices: of the data set.
         key: of the batch in the run.
+        before: indices of the batches before it.
     """
 
-    def __init__(self, indices: Sequence[int], key: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        indices: Sequence[int],
+        key: tuple[int, ...],
+        before: tuple[Sequence[int], ...] = (),
+    ) -> None:
         self.indices = indices
         self.key = key
+        self.before = before
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[DrawnIndex]:
         """The indices, with the generators seeded for each."""
         for place, index in enumerate(self.indices):
             _seed_generators(_SAMPLE, *self.key, place)
-            yield index
+            drawn = DrawnIndex(index)
+            drawn.before = (*self.before, self.indices[:place])
+            yield drawn
 
 
 class ResumableBatches:
@@ -126,8 +158,12 @@ class ResumableBatches:
     def _from_the_first(self, epoch: int) -> Iterator[SeededBatch]:
         while True:
             number = -1
+            size = getattr(self.batches, 'batch_size', 1)  # own ones may not say it
+            before: deque = deque(maxlen=max(_HISTORY // size, 1))
             for number, indices in enumerate(self.batches):
-                yield SeededBatch(indices, (self.seed, get_rank(), epoch, number))
+                key = (self.seed, get_rank(), epoch, number)
+                yield SeededBatch(indices, key, tuple(before))
+                before.append(indices)
             if number < 0:
                 self.refuse_nothing()
             if not self.endless:

@@ -31,7 +31,7 @@ from torch.serialization import (
 
 from mmbackbones.convert.paddle_reader import is_plain_pickle, read_pdparams
 
-__all__ = ['load_from_http', 'load_from_local', 'register_loaders']
+__all__ = ['load_from_http', 'load_from_local', 'read_meta', 'register_loaders']
 
 ARRAY_DTYPES = (np.bool_, np.int32, np.int64, np.float32, np.float64)
 """Of logged scalars; a checkpoint's weights are tensors, not arrays."""
@@ -220,6 +220,23 @@ def load_from_local(filename: str, map_location=None) -> dict:
     """
     path = Path(filename).expanduser()
     return _without_code(_normalise(_read(path, map_location), path), path)
+
+
+def read_meta(filename: str | Path) -> dict | None:
+    """The `meta` of a checkpoint of the Runner, without reading its tensors.
+
+    Returns:
+        An empty one where the file has none; None where it cannot be read.
+    """
+    try:
+        with _allowing(_allowed_globals()):
+            content = torch.load(
+                filename, map_location='cpu', weights_only=True, mmap=True
+            )
+    except Exception:  # as in `_read`
+        return None
+    meta = content.get('meta') if isinstance(content, dict) else None
+    return meta if isinstance(meta, dict) else {}
 
 
 def load_from_http(filename: str, map_location=None) -> dict:

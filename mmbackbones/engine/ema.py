@@ -23,6 +23,8 @@ from mmbackbones.registry import HOOKS, MODELS
 
 __all__ = ['RampEMA', 'RampEMAHook']
 
+_MUCH = 0.3  # of the start in the average at the end
+
 _Slot = tuple[dict[str, Tensor | None], str]
 
 
@@ -70,6 +72,13 @@ class RampEMA(BaseAveragedModel):
             return self.momentum
         return 1 + (1 - self.momentum) * math.expm1(-update / self.warmup_iters)
 
+    def share_of_start(self, updates: int) -> float:
+        """How much of the average is the model it began with, after some updates."""
+        if self.warmup_iters == 0:
+            return (1 - self.momentum) ** updates
+        first = range(1, min(updates, 10 * self.warmup_iters) + 1)
+        return math.prod(1 - self.momentum_at(update) for update in first)
+
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards `model`, which may be wrapped (DDP)."""
@@ -114,6 +123,14 @@ class RampEMAHook(EMAHook):
         """Start the average from the weights that training starts from."""
         if self.ema_model.steps == 0:
             self.ema_model.module.load_state_dict(self.src_model.state_dict())
+        share = self.ema_model.share_of_start(_num_steps(runner))
+        if share > _MUCH:
+            runner.logger.warning(
+                f'After the last step the average of weights, which is validated and '
+                f'saved, will still be {share:.0%} of what training starts from: the '
+                f'run is too short for momentum {self.ema_model.momentum:g}. Set '
+                'default_hooks.ema.warmup_iters=1000, or train longer'
+            )
 
     def after_train_iter(
         self,
@@ -125,6 +142,12 @@ class RampEMAHook(EMAHook):
         """Move the average where this iteration completed a step."""
         if step_is_complete(runner):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
+def _num_steps(runner: Runner) -> int:
+    """Steps of the optimiser in the whole run."""
+    count = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    return runner.max_iters // count
 
 
 def _move(averages: list[Tensor], sources: list[Tensor], weight: float) -> None:

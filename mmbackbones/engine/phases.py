@@ -75,6 +75,11 @@ class PhaseHook(StageSwitchHook):
             )
         for i, phase in enumerate(phases):
             _check_phase(i, phase)
+        if 'num_final_epochs' in kwargs:
+            raise ValueError(
+                f'num_final_epochs is {kwargs["num_final_epochs"]}, but the last stage '
+                f'follows from ends = {tuple(ends)} of {of_epochs} epochs; leave it out'
+            )
         super().__init__(of_epochs - ends[-1], pipeline, **kwargs)
         self.ends = tuple(ends)
         self.of_epochs = of_epochs

@@ -6,7 +6,14 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mmbackbones.engine.atomic_files import POINTER, partial_path, write_text
+from mmbackbones.engine.atomic_files import (
+    POINTER,
+    is_whole,
+    iterations_of,
+    newest_first,
+    partial_path,
+    write_text,
+)
 from mmbackbones.engine.disk_space import warn_of_full_disk
 from mmbackbones.engine.train_loops import step_is_complete
 from mmbackbones.registry import HOOKS
@@ -27,7 +34,8 @@ class SafeCheckpointHook(CheckpointHook):
       checkpoints that stay; the last two of these are kept;
     - an old file is removed when its successor is written, not before;
     - a write that fails (`SafeRunner` says so) is made up for at the next occasion;
-      if the disk is full, the oldest of several states is given up for it;
+      if the disk is full, a damaged one of several states, or the oldest, is given
+      up for it;
     - what is due while gradients are accumulated is saved after the step;
     - `last_checkpoint` is replaced at once;
     - hooks that have a method `before_saving(runner)` are called before a state is
@@ -138,14 +146,19 @@ class SafeCheckpointHook(CheckpointHook):
         meta = dict(epoch=runner.epoch, iter=done)
         saved = self._write(runner, _ROLLING.format(done), meta)
         if saved and is_main_process():
-            for path in self._by_age(_ROLLING.format('*'))[:-_ROLLING_KEPT]:
+            for path in self._by_age(done, _ROLLING.format('*'))[:-_ROLLING_KEPT]:
                 path.unlink(missing_ok=True)
         return saved
 
-    def _by_age(self, *patterns: str) -> list[Path]:
-        """Checkpoints in the folder, the oldest first."""
+    def _by_age(self, done: int, *patterns: str) -> list[Path]:
+        """Checkpoints in the folder, the oldest first.
+
+        Before these come such as are ahead of this run, `done` iterations long: left
+        by another one, since when it was taken up again at an earlier state.
+        """
         found = {p for pattern in patterns for p in Path(self.out_dir).glob(pattern)}
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        oldest_first = list(newest_first(found))[::-1]
+        return sorted(oldest_first, key=lambda path: iterations_of(path) <= done)
 
     def _write(self, runner: Runner, name: str, meta: dict) -> bool:
         """Save under a name and point to it."""
@@ -167,7 +180,9 @@ class SafeCheckpointHook(CheckpointHook):
             )
             return saved is not False  # mmengine's Runner says nothing
 
-        self._failed = not (save() or (self._make_room(runner) and save()))
+        self._failed = not (
+            save() or (self._make_room(runner, meta['iter']) and save())
+        )
         if self._failed:
             hub.update_info('last_ckpt', before)
             return False
@@ -180,15 +195,18 @@ class SafeCheckpointHook(CheckpointHook):
                 runner.logger.error(f'{POINTER} could not be written: {error}')
         return True
 
-    def _make_room(self, runner: Runner) -> bool:
-        """Give up the oldest state where the disk is full and another is kept."""
+    def _make_room(self, runner: Runner, done: int) -> bool:
+        """Give up a state where the disk is full and another is kept."""
         if not getattr(runner, 'disk_is_full', False):
             return False
-        states = self._by_age(self.filename_tmpl.format('*'), _ROLLING.format('*'))
+        patterns = self.filename_tmpl.format('*'), _ROLLING.format('*')
+        states = self._by_age(done, *patterns)
         if len(states) < 2:
             return False
-        runner.logger.warning(f'The disk is full: gives up {states[0]}')
-        states[0].unlink(missing_ok=True)
+        # All of them are read for it; seldom, and the whole one may be the oldest.
+        least = next((path for path in states if not is_whole(path)), states[0])
+        runner.logger.warning(f'The disk is full: gives up {least}')
+        least.unlink(missing_ok=True)
         return True
 
     def _save_checkpoint(self, runner: Runner) -> None:

@@ -19,7 +19,7 @@ from mmbackbones.export.runners import (
     ProgramRunner,
 )
 from mmbackbones.export.tensorrt_check import check_for_tensorrt
-from mmbackbones.export.triton import write_repository
+from mmbackbones.export.triton import write_config
 from mmbackbones.inference.exported import Session
 from mmbackbones.inference.metadata import ExportInfo, write_sidecar
 
@@ -31,9 +31,9 @@ SUFFIXES = {
     'torch_export': '.pt2',
     'tensorrt': '.onnx',
     'executorch': '.pte',
-    'triton': '.onnx',
+    'triton': '',
 }
-"""Of the file that a format writes; TensorRT and Triton take the ONNX file."""
+"""Of what a format writes: TensorRT takes the ONNX file, Triton a folder."""
 
 _ONNX = ('onnx', 'onnxscript', 'onnxruntime')
 _PACKAGES = {
@@ -47,7 +47,7 @@ Batches = Callable[[], Iterator[np.ndarray]]
 
 
 def named(path: str | Path, format: str) -> Path:
-    """A path with the suffix of a format, which is added where it is missing.
+    """A path with the suffix of a format, if any, which is added where it is missing.
 
     What follows another dot is part of the name: `v1.2`.
 
@@ -57,8 +57,10 @@ def named(path: str | Path, format: str) -> Path:
     suffix, given = SUFFIXES[format], Path(path).suffix
     if given == suffix:
         return Path(path)
-    if given in {*SUFFIXES.values(), '.bin', '.engine'}:
-        raise ValueError(f'out is {str(path)!r}, but format {format} writes {suffix}')
+    if given in {*SUFFIXES.values(), '.bin', '.engine'} - {''}:
+        raise ValueError(
+            f'out is {str(path)!r}, but format {format} writes {suffix or "a folder"}'
+        )
     return Path(f'{path}{suffix}')
 
 
@@ -123,8 +125,7 @@ def write_file(
         write_sidecar(path.with_suffix('.engine'), info)
         notes += check_for_tensorrt(path, info)
     if format == 'triton':
-        repository = path.parent / 'repository'
-        notes.append(f'written to {write_repository(path, repository, info)}')
+        notes.append(f'for Triton: {write_config(path, info)}')
     return notes
 
 

@@ -1,33 +1,38 @@
-"""A model repository for NVIDIA's Triton Inference Server.
+"""A model in a repository of NVIDIA's Triton Inference Server.
+
+`<repository>/<name>/1/model.onnx` and, beside the version, `config.pbtxt`.
 
 https://docs.nvidia.com/deeplearning/triton-inference-server, model configuration.
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from mmbackbones.inference.metadata import ExportInfo
 
-__all__ = ['write_repository']
+__all__ = ['place_in_repository', 'write_config']
 
 _TYPES = {np.float32: 'TYPE_FP32', np.int64: 'TYPE_INT64', np.int32: 'TYPE_INT32'}
 
 
-def write_repository(
-    onnx_path: Path, folder: Path, info: ExportInfo, *, max_batch_size: int = 16
+def place_in_repository(repository: Path, name: str) -> Path:
+    """Where the ONNX file of a model lies; other models may be beside it."""
+    return repository / name / '1' / 'model.onnx'
+
+
+def write_config(
+    onnx_path: Path, info: ExportInfo, *, max_batch_size: int = 16
 ) -> Path:
-    """Write `<folder>/<stem>/config.pbtxt` and `<folder>/<stem>/1/model.onnx`.
+    """Write `config.pbtxt` of an ONNX file that lies in a repository.
 
     Args:
-        onnx_path: an exported file.
-        folder: the repository, which may hold other models.
+        onnx_path: of `place_in_repository`.
         info: of the file.
         max_batch_size: of Triton's batches, where the batch is dynamic.
 
     Returns:
-        The folder of the model.
+        The path of the config.
 
     Raises:
         ValueError: the onnx package is missing, or a tensor's type is not known.
@@ -37,9 +42,10 @@ def write_repository(
     except ModuleNotFoundError as error:
         raise ValueError('this needs onnx: pip install onnx') from error
     graph = onnx.load(str(onnx_path), load_external_data=False).graph
+    model = onnx_path.parents[1]
     batch = max_batch_size if info.dynamic_batch else 0
     lines = [
-        f'name: "{onnx_path.stem}"',
+        f'name: "{model.name}"',
         'platform: "onnxruntime_onnx"',
         f'max_batch_size: {batch}',
     ]
@@ -48,12 +54,9 @@ def write_repository(
         lines.append(f'{kind} [\n  ' + ',\n  '.join(entries) + '\n]')
     if batch:
         lines.append('dynamic_batching { max_queue_delay_microseconds: 5000 }')
-    model = folder / onnx_path.stem
-    version = model / '1'
-    version.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(onnx_path, version / 'model.onnx')
-    (model / 'config.pbtxt').write_text('\n'.join(lines) + '\n')
-    return model
+    config = model / 'config.pbtxt'
+    config.write_text('\n'.join(lines) + '\n')
+    return config
 
 
 def _tensor(value: object, dynamic_batch: bool, onnx: object) -> str:

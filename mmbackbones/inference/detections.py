@@ -116,13 +116,16 @@ class Detections(Result):
     def to_yolo(self, *, with_scores: bool = False) -> str:
         """Lines `label cx cy w h`, fractions of the image; labels count from 0.
 
-        Boxes are clipped to the image; one that lies outside of it has no line.
+        Boxes are clipped to the image, and within it as they are written, too; one
+        that lies outside of it has no line.
 
         Args:
             with_scores: whether a line ends with the score.
         """
         height, width = self.shape_hw
-        boxes = self.clipped_xyxy / (width, height, width, height)
+        boxes = self.clipped_xyxy / np.array((width, height, width, height), float)
+        # Even millionths: centre and size have six digits, and are not rounded apart.
+        boxes = 2 * np.round(boxes / 2, 6)
         lines = []
         for (x1, y1, x2, y2), label, score in zip(
             boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True

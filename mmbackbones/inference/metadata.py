@@ -31,6 +31,10 @@ KEY = 'mmbackbones'
 """Name of the metadata in a file."""
 
 _TASKS = ('detection', 'segmentation')
+# How `resize_as_stated` resizes.
+_INTERPOLATION = dict(
+    detection='bilinear, antialiased, as of Pillow', segmentation='bilinear'
+)
 _RESIZES = ('stretch', 'keep_ratio_pad', 'keep_ratio')
 
 
@@ -135,8 +139,10 @@ class ExportInfo(ModelInfo):
 
 
 def metadata_json(info: ExportInfo) -> str:
-    """The JSON object as text."""
-    return json.dumps(asdict(info))
+    """The JSON object as text; `interpolation` is for readers of other makers."""
+    filter = _INTERPOLATION.get(info.task)
+    stated = {} if filter is None else dict(interpolation=filter)
+    return json.dumps(asdict(info) | stated)
 
 
 def parse_metadata(text: str | None, path: str) -> ExportInfo:

@@ -4,7 +4,8 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,16 +43,34 @@ class PredictOptions:
 
 @dataclass
 class _Job:
-    """An image on its way: prepared windows, then what was found in them."""
+    """An image on its way: its windows, and what was found in them so far."""
 
     index: int
     frame: Frame
     shape_hw: tuple[int, int] = (0, 0)
     image: np.ndarray | None = None
     windows: list[Window] = field(default_factory=list)
-    inputs: list[Any] = field(default_factory=list)
     found: list[Boxes | np.ndarray] = field(default_factory=list)
     unreadable: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more comes."""
+        return bool(self.unreadable) or len(self.found) == len(self.windows)
+
+
+class _Part(NamedTuple):
+    """A window of an image, or an image that has none since it cannot be read.
+
+    Attributes:
+        job: of the image.
+        is_first: of its windows.
+        pixels: of the window, a view of the image's.
+    """
+
+    job: _Job
+    is_first: bool
+    pixels: np.ndarray | None
 
 
 class Prediction:
@@ -76,31 +95,32 @@ class Prediction:
             num_workers: threads that read and resize; 0 does it in turns.
         """
         waiting: deque[_Job] = deque()
-        batch: list[_Job] = []  # whose next window is in the batch; twice if two are
+        batch: list[tuple[_Job, Any]] = []  # with inputs; of an image, maybe several
         unreadable: list[str] = []
 
         def finished() -> Iterator[Result]:
-            while waiting and len(waiting[0].found) == len(waiting[0].windows):
+            while waiting and waiting[0].is_done:
                 job = waiting.popleft()
                 if job.unreadable:
                     unreadable.append(job.unreadable)
                 else:
                     yield self._result(job)
 
-        jobs = map_ahead(
-            self._prepare,
-            enumerate(images),
-            num_workers=num_workers,
-            num_ahead=2 * batch_size + num_workers,
+        # Images are cut into views; inputs are made of a few windows at a time.
+        ahead = partial(map_ahead, num_workers=num_workers)
+        images = ahead(self._read, enumerate(images), num_ahead=max(1, num_workers))
+        prepared = ahead(
+            self._prepare, self._cut(images), num_ahead=2 * batch_size + num_workers
         )
-        with contextlib.closing(jobs):  # ends its threads when nobody asks for more
-            for job in jobs:
-                waiting.append(job)
-                for _ in job.windows:
-                    batch.append(job)
-                    if len(batch) == batch_size:
-                        self._predict(batch)
-                        batch = []
+        with contextlib.closing(prepared):  # ends its threads when nobody asks for more
+            for part, value in prepared:
+                if part.is_first:
+                    waiting.append(part.job)
+                if not part.job.unreadable:
+                    batch.append((part.job, value))
+                if len(batch) == batch_size:
+                    self._predict(batch)
+                    batch = []
                 yield from finished()
         if batch:
             self._predict(batch)
@@ -112,21 +132,18 @@ class Prediction:
                 level=30,
             )
 
-    def _prepare(self, item: tuple[int, Frame]) -> _Job:
-        """Read an image and make its windows inputs; called in threads."""
+    def _read(self, item: tuple[int, Frame]) -> tuple[_Job, np.ndarray | None]:
+        """Read an image and choose its windows; called in threads."""
         job = _Job(*item)
-        try:
-            self._fill(job)
-        except ValueError as error:
-            if not self._options.skip_unreadable:
-                raise
-            job.windows, job.unreadable = [], str(error)
-        return job
-
-    def _fill(self, job: _Job) -> None:
         image = job.frame.image
         if image is None:
-            image = self._backend.read(job.frame.path)
+            try:
+                image = self._backend.read(job.frame.path)
+            except ValueError as error:
+                if not self._options.skip_unreadable:
+                    raise
+                job.unreadable = str(error)
+                return job, None
         if self._options.keep_images or job.frame.path is None:
             job.image = image
         job.shape_hw = height, width = image.shape[:2]
@@ -137,23 +154,45 @@ class Prediction:
                 job.windows = tiles
             elif len(tiles) > 1:
                 job.windows += tiles
-        crops = (image[w.y1 : w.y2, w.x1 : w.x2] for w in job.windows)
+        return job, image
+
+    @staticmethod
+    def _cut(images: Iterator[tuple[_Job, np.ndarray | None]]) -> Iterator[_Part]:
+        with contextlib.closing(images):
+            for job, image in images:
+                if job.unreadable:
+                    yield _Part(job, True, None)
+                for i, w in enumerate(job.windows):
+                    yield _Part(job, i == 0, image[w.y1 : w.y2, w.x1 : w.x2])
+
+    def _prepare(self, part: _Part) -> tuple[_Part, Any]:
+        """Make a window an input; called in threads."""
+        value = None
         try:
-            job.inputs = [
-                self._backend.prepare(np.ascontiguousarray(crop), job.frame.name)
-                for crop in crops
-            ]
+            if not part.job.unreadable:
+                value = self._input(part)
+        except ValueError as error:
+            if not self._options.skip_unreadable:
+                raise
+            part.job.unreadable = str(error)
+        # Without the pixels: an image that was read is let go of.
+        return part._replace(pixels=None), value
+
+    def _input(self, part: _Part) -> Any:
+        frame, (height, width) = part.job.frame, part.job.shape_hw
+        try:
+            return self._backend.prepare(np.ascontiguousarray(part.pixels), frame.name)
         except cv2.error as error:  # as of a side that rounds to no pixel
             raise ValueError(
-                f'{job.frame.path or job.frame.name!r} of {width} x {height} pixels '
+                f'{frame.path or frame.name!r} of {width} x {height} pixels '
                 f'cannot be brought to the size of the model: {error}'
             ) from error
 
-    def _predict(self, batch: list[_Job]) -> None:
-        """Run the next window of each job; a job that is listed twice gives two."""
-        inputs = [job.inputs.pop(0) for job in batch]
-        for job, found in zip(batch, self._backend.predict(inputs), strict=True):
-            job.found.append(found)
+    def _predict(self, batch: list[tuple[_Job, Any]]) -> None:
+        """Run windows; results of a job come in the order of its windows."""
+        found = self._backend.predict([value for _, value in batch])
+        for (job, _), one in zip(batch, found, strict=True):
+            job.found.append(one)
 
     def _result(self, job: _Job) -> Result:
         common = dict(

@@ -62,12 +62,18 @@ class Result:
         """
         path = Path(path)
         if format is None:
-            fits = (f for f, s in self.FORMATS.items() if path.suffix.lower() in s)
+            suffix = path.suffix.lower()
+            fits = (f for f, s in self.FORMATS.items() if suffix in s.split())
             format = next(fits, None)
         if format not in self.FORMATS:
+            what = (
+                'its suffix says no format'
+                if format is None
+                else f'format is {format!r}'
+            )
             raise ValueError(
-                f'{str(path)!r} cannot be saved in format {format!r}; choose one of '
-                + ', '.join(f'{f} ({s.split()[0]})' for f, s in self.FORMATS.items())
+                f'{str(path)!r} cannot be saved, {what}; choose one of '
+                + ', '.join(f'{f} ({s})' for f, s in self.FORMATS.items())
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -106,6 +112,10 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    if not cv2.haveImageWriter(str(path)):
+        raise OSError(
+            f'no pictures end in {path.suffix!r}; take .jpg, .jpeg, .png, .bmp or .webp'
+        )
     if not cv2.imwrite(str(path), picture):
         raise OSError('OpenCV refuses')
 

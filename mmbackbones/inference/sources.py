@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.logging import print_log
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmbackbones.data.det_transforms import LoadImage
 
@@ -63,7 +63,14 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         ValueError: the file is missing, truncated or no image.
     """
-    return _Reader().read(path)
+    try:
+        return _Reader().read(path)
+    except ValueError as error:
+        if not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+        raise ValueError(
+            f'image {path!r} cannot be read: no known image format was recognised in it'
+        ) from error
 
 
 def find_images(source: str) -> list[str]:

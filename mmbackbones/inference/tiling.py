@@ -24,6 +24,7 @@ _SAME = 0.5  # least IoU, within the common part, of one object seen twice
 _EDGE = 0.02  # of a window's side: a box that ends so close to its edge may be cut
 _COVERED = 0.5  # least share of the smaller box, of an object that was found whole
 _EPS = 1e-9
+_LEAST_SIDE = 32  # pixels of a tile; smaller ones are a slip, and many
 
 
 class Boxes(NamedTuple):
@@ -65,10 +66,12 @@ def cut(image_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float) -> 
         Windows row by row; a single one where the image is no larger than a tile.
 
     Raises:
-        ValueError: a side of the tile is below 1, or `overlap` is not in [0, 0.9].
+        ValueError: a side of the tile is below 32, or `overlap` is not in [0, 0.9].
     """
-    if min(tile_hw) < 1:
-        raise ValueError(f'tile is {tile_hw}; give sides in pixels, from 1 up')
+    if min(tile_hw) < _LEAST_SIDE:
+        raise ValueError(
+            f'tile is {tile_hw}; give sides of {_LEAST_SIDE} pixels or more'
+        )
     if not 0 <= overlap <= 0.9:
         raise ValueError(f'overlap is {overlap}; give a share from 0 to 0.9')
     height, width = (min(pair) for pair in zip(image_hw, tile_hw, strict=True))

@@ -29,8 +29,9 @@ def linear_drop_path_rates(
     Raises:
         ValueError: `drop_path_rate` is not in [0, 1).
     """
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f'drop_path_rate is {drop_path_rate}; it must be in [0, 1)')
+    is_number = isinstance(drop_path_rate, (int, float))
+    if not is_number or not 0 <= drop_path_rate < 1:
+        raise ValueError(f'drop_path_rate is {drop_path_rate!r}; it must be in [0, 1)')
     last = max(sum(depths) - 1, 1)
     return [
         [drop_path_rate * (sum(depths[:i]) + j) / last for j in range(depth)]

@@ -3,8 +3,8 @@
 Departs from the sources named at each class:
 - `FrozenBatchNorm2d` keeps the dtype of its input, so that autocast does not
   double the memory of a frozen backbone;
-- `GlobalResponseNorm` takes its norm in fp32 whatever the dtype, where squares of
-  a half-precision map would overflow.
+- `GlobalResponseNorm` takes its norm in fp32 or better, where squares of a
+  half-precision map would overflow.
 """
 
 import torch
@@ -87,9 +87,9 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to the same shape and dtype."""
-        norm = torch.linalg.vector_norm(
-            x, dim=(1, 2), keepdim=True, dtype=torch.float32
-        )  # (N, 1, 1, C)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=dtype)
+        # (N, 1, 1, C)
         scale = self.gamma * norm / (norm.mean(dim=-1, keepdim=True) + 1e-6) + 1
         return (x * scale).add_(self.beta).to(x.dtype)
 

@@ -13,6 +13,7 @@ Departs from the source:
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,9 +39,11 @@ def resample_table(
     if tuple(table.shape[2:]) == size:
         return table
     mode = 'linear' if len(size) == 1 else 'bicubic'
+    # A CPU has no antialiased kernel of half precision.
+    wide = table.to(torch.promote_types(table.dtype, torch.float32))
     return F.interpolate(
-        table, size=size, mode=mode, align_corners=False, antialias=antialias
-    )
+        wide, size=size, mode=mode, align_corners=False, antialias=antialias
+    ).to(table.dtype)
 
 
 def tile_table(table: Tensor, size: Sequence[int]) -> Tensor:

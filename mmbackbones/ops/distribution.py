@@ -41,7 +41,12 @@ def weighting_function(
     Returns:
         `(B,)`, strictly increasing, antisymmetric, 0 in the middle; on the device
         of `up`.
+
+    Raises:
+        ValueError: `reg_max` is odd or below 4.
     """
+    if not isinstance(reg_max, int) or reg_max < 4 or reg_max % 2:
+        raise ValueError(f'reg_max is {reg_max!r}; it is an even number from 4 on')
     bound = torch.as_tensor(up * reg_scale).abs().reshape(1)
     exponents = torch.arange(
         1, reg_max // 2, dtype=bound.dtype, device=bound.device

@@ -4,6 +4,7 @@ Same definition as `torch.nn.functional.grid_sample` with `mode='bilinear'`,
 `padding_mode='zeros'`, `align_corners=False`.
 """
 
+import torch
 from torch import Tensor
 
 __all__ = ['grid_sample_by_gather']
@@ -21,6 +22,7 @@ def grid_sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
         `(N, C, h, w)`.
     """
     height, width = maps.shape[-2:]
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32))  # places are exact
     x = ((grid[..., 0] + 1) * width - 1) / 2
     y = ((grid[..., 1] + 1) * height - 1) / 2
     # Clamped, so that far points neither overflow as integers nor weigh anything: at
@@ -34,9 +36,11 @@ def grid_sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
         for dx, share_x in ((0, 1 - right_share), (1, right_share)):
             column, row = left + dx, top + dy
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            index = index.long().flatten(1)[:, None].expand(-1, maps.shape[1], -1)
+            # Integers first: graphs may be turned to half precision, which has no 2049.
+            row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+            index = row.long() * width + column.long()
+            index = index.flatten(1)[:, None].expand(-1, maps.shape[1], -1)
             values = pixels.gather(2, index).unflatten(2, tuple(grid.shape[1:3]))
-            weight = (share_x * share_y * inside.to(maps.dtype))[:, None]
-            total = total + values * weight
+            weight = (share_x * share_y * inside.to(x.dtype)).to(maps.dtype)
+            total = total + values * weight[:, None]
     return total

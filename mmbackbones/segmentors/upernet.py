@@ -20,6 +20,20 @@ __all__ = ['UPerNet']
 _ALL_STAGES = (0, 1, 2, 3)
 
 
+def _check_test_cfg(test_cfg: Mapping) -> None:
+    """What mmseg would find at the first validation, hours later."""
+    if test_cfg['mode'] not in ('whole', 'slide'):
+        raise ValueError(
+            f"test_cfg.mode is {test_cfg['mode']!r}; it is 'whole' or 'slide'"
+        )
+    for key in ('crop_size', 'stride') if test_cfg['mode'] == 'slide' else ():
+        pair = test_cfg.get(key)
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError(
+                f"test_cfg.{key} is {pair}; mode 'slide' needs (height, width)"
+            )
+
+
 @MODELS.register_module()
 class UPerNet(EncoderDecoder):
     """A backbone, a head of mmseg and an auxiliary one, assembled.
@@ -33,16 +47,18 @@ class UPerNet(EncoderDecoder):
             `out_indices` are all four stages unless it states others.
         decode_head: config of the head that predicts.
         num_classes: of both heads.
-        auxiliary_head: config of a head that only learns, or None.
+        auxiliary_head: config of a head that only learns, a list of some, or None.
         train_cfg: mmseg's.
         test_cfg: mmseg's: `mode` is 'whole', or 'slide' with `crop_size` and `stride`
             (H, W) in pixels.
         data_preprocessor: mmseg's.
+        pretrained: None; `mmseg.apis.init_model` passes it.
         init_cfg: mmengine's.
 
     Raises:
         ValueError: `num_classes` is not set; a head states strides, channels or a
-            number of classes that do not fit.
+            number of classes that do not fit; the backbone does not tell its
+            strides; `test_cfg` has another mode, or no windows to slide.
     """
 
     def __init__(
@@ -51,21 +67,33 @@ class UPerNet(EncoderDecoder):
         backbone: dict,
         decode_head: dict,
         num_classes: int,
-        auxiliary_head: dict | None = None,
+        auxiliary_head: dict | list[dict] | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
+        pretrained: None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        if pretrained is not None:
+            raise ValueError(
+                f'pretrained is {pretrained!r}; state the weights of a backbone as '
+                'backbone.init_cfg, those of the whole model as load_from'
+            )
         if num_classes is None:
             raise ValueError(
                 'model.num_classes is not set; tools/train.py reads it from the data '
-                'set, other callers state it'
+                'set and states it in the config that it writes into the work dir: '
+                'take that one'
+            )
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f'model.num_classes is {num_classes!r}; give a number of at least 1'
             )
         self._given_classes = num_classes  # the heads are built within the next call
         backbone, test_cfg = ConfigDict(backbone), ConfigDict(test_cfg or {})
         backbone.setdefault('out_indices', _ALL_STAGES)
         test_cfg.setdefault('mode', 'whole')
+        _check_test_cfg(test_cfg)
         super().__init__(
             backbone=backbone,
             decode_head=decode_head,
@@ -79,14 +107,24 @@ class UPerNet(EncoderDecoder):
     def _init_decode_head(self, decode_head: dict) -> None:
         super()._init_decode_head(self._follow('decode_head', decode_head))
 
-    def _init_auxiliary_head(self, auxiliary_head: dict | None) -> None:
-        if auxiliary_head is not None:
+    def _init_auxiliary_head(self, auxiliary_head: dict | list[dict] | None) -> None:
+        if isinstance(auxiliary_head, list):
+            auxiliary_head = [
+                self._follow(f'auxiliary_head[{i}]', head)
+                for i, head in enumerate(auxiliary_head)
+            ]
+        elif auxiliary_head is not None:
             auxiliary_head = self._follow('auxiliary_head', auxiliary_head)
         super()._init_auxiliary_head(auxiliary_head)
 
     def _follow(self, name: str, head: Mapping) -> ConfigDict:
         """A head's config with everything that it reads from the backbone."""
         head = ConfigDict(head)
+        if not hasattr(self.backbone, 'out_strides'):
+            raise ValueError(
+                f'backbone {type(self.backbone).__name__} has no out_strides, which '
+                'heads follow; take one of mmbackbones.backbones'
+            )
         strides = tuple(self.backbone.out_strides)
         channels = tuple(self.backbone.out_channels)
         wanted = head.pop('in_strides', strides)

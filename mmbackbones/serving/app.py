@@ -17,9 +17,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from mmengine.logging import print_log
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from mmbackbones.inference.backends import Backend
 from mmbackbones.serving.answers import as_json, as_tensors
@@ -91,9 +93,7 @@ def create_app(
     _add_routes(app, service)
     app.add_middleware(BodyLimits, limits=service.limits)
 
-    @app.exception_handler(RequestError)
-    async def answer_error(_: Request, error: RequestError) -> Response:
-        return error.response()
+    _add_error_handlers(app)
 
     @app.middleware('http')
     async def count(request: Request, call_next: Callable) -> Response:
@@ -108,6 +108,27 @@ def create_app(
         return response
 
     return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """One form of all errors, also of those that the framework finds."""
+
+    @app.exception_handler(RequestError)
+    async def answer_error(_: Request, error: RequestError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def answer_wrong_value(_: Request, error: RequestValidationError) -> Response:
+        wrong = '; '.join(
+            f'{entry["loc"][-1]} is {entry.get("input")!r}: {entry["msg"]}'
+            for entry in error.errors()
+        )
+        return RequestError(400, wrong).response()
+
+    @app.exception_handler(HTTPException)
+    async def answer_http_error(request: Request, error: HTTPException) -> Response:
+        what = f'{request.method} {request.url.path}: {error.detail}'
+        return JSONResponse({'error': what}, error.status_code, error.headers)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:

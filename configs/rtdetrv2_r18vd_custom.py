@@ -1,0 +1,31 @@
+"""RT-DETRv2-S on your own data: copy this file, edit the four lines under "Yours".
+
+Any COCO-style json will do; category ids need not be contiguous. The number of
+classes and their names follow from the annotation file. The recipe is that of
+COCO, shorter and without warm-up; nothing is published for own data.
+
+    python tools/browse_dataset.py configs/rtdetrv2_r18vd_custom.py
+    python tools/train.py configs/rtdetrv2_r18vd_custom.py --auto-scale-lr
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .rtdetrv2_r18vd_coco import *  # or another of RT-DETR
+
+# Yours ------------------------------------------------------------------------
+data_root = 'data/custom/'
+train = dict(ann_file='annotations/train.json', data_prefix=dict(img='images/'))
+val = dict(ann_file='annotations/val.json', data_prefix=dict(img='images/'))
+load_from = 'weights/rtdetrv2_r18vd_120e_coco.pth'  # or None
+# ------------------------------------------------------------------------------
+
+train_dataloader.dataset.update(train, data_root=data_root)
+val_dataloader.dataset.update(val, data_root=data_root)
+test_dataloader = val_dataloader
+val_evaluator.ann_file = None  # follows the val data set
+test_evaluator = val_evaluator
+model.decoder.num_classes = None  # follows the annotation file
+
+param_scheduler = []  # was a warm-up of 2000 iterations
+train_cfg.max_epochs = 60  # was 120
