@@ -37,7 +37,6 @@ def main() -> None:
         work_dir=args.work_dir,
         cfg_options=args.cfg_options,
     )
-    check_checkpoint(args.checkpoint)
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:
@@ -48,6 +47,7 @@ def main() -> None:
         # mmdet puts a relative folder inside the work dir; users mean their own.
         folder = str(Path(args.show_dir).absolute())
         cfg.default_hooks.visualization.update(draw=True, test_out_dir=folder)
+    check_checkpoint(args.checkpoint)
     Runner.from_cfg(prepare(cfg, training=False)).test()
 
 
