@@ -12,7 +12,7 @@ own data.
 from mmengine.config import read_base
 
 with read_base():
-    from .deim_hgnetv2_b0_coco import *  # or another of DEIM
+    from .deim_hgnetv2_b0_coco import *  # or another deim_*_coco (not obj365)
 
 # Yours ------------------------------------------------------------------------
 data_root = 'data/custom/'

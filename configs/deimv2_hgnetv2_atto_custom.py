@@ -12,7 +12,7 @@ own data.
 from mmengine.config import read_base
 
 with read_base():
-    from .deimv2_hgnetv2_atto_coco import *  # or another of DEIMv2
+    from .deimv2_hgnetv2_atto_coco import *  # or another deimv2_*_coco
 
 # Yours ------------------------------------------------------------------------
 data_root = 'data/custom/'

@@ -16,7 +16,7 @@ deimv2_hgnetv2_atto_custom in this folder, each for any config of its family.
 from mmengine.config import read_base
 
 with read_base():
-    from .dfine_hgnetv2_b0_coco import *
+    from .dfine_hgnetv2_b0_obj365_coco import *  # or another dfine_*_obj365_coco
 
 # Yours ------------------------------------------------------------------------
 data_root = 'data/custom/'
@@ -32,8 +32,4 @@ val_evaluator.ann_file = None  # follows the val data set
 test_evaluator = val_evaluator
 model.decoder.num_classes = None  # follows the annotation file
 
-optim_wrapper.optimizer.update(lr=2.5e-4, weight_decay=1.25e-4)  # was 2e-4, 1e-4
-model.data_preprocessor.batch_augments[0].base_size_repeat = 10  # was 20
-param_scheduler = []  # no warm-up
-train_cfg.max_epochs = 64
-default_hooks.stage_switch.num_final_epochs = 8
+default_hooks.ema.warmup_iters = 1000  # was 0, see above

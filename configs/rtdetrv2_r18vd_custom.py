@@ -11,7 +11,7 @@ COCO, shorter and without warm-up; nothing is published for own data.
 from mmengine.config import read_base
 
 with read_base():
-    from .rtdetrv2_r18vd_coco import *  # or another of RT-DETR
+    from .rtdetrv2_r18vd_coco import *  # or another rtdetr*_coco
 
 # Yours ------------------------------------------------------------------------
 data_root = 'data/custom/'

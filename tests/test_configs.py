@@ -1,6 +1,7 @@
 """Every shipped config parses, dumps, builds, and states the published recipe."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,30 @@ def test_own_data_of_any_dialect(name: str, tmp_path: Path) -> None:
     text = (CONFIG_DIR / f'{name}.py').read_text()
     yours = text.split('# Yours')[1].split('# ---')[0]
     assert len([line for line in yours.splitlines()[1:] if ' = ' in line]) == 4
+
+
+@pytest.mark.parametrize(
+    ('name', 'base', 'other'),
+    [
+        ('dfine_hgnetv2_b0_custom', 'b0_obj365_coco', 'b4_obj365_coco'),
+        ('rtdetrv2_r18vd_custom', 'rtdetrv2_r18vd_coco', 'rtdetr_r50vd_coco'),
+        ('deim_hgnetv2_b0_custom', 'deim_hgnetv2_b0_', 'deim_nano_hgnetv2_b0_'),
+        ('deimv2_hgnetv2_atto_custom', 'atto_coco', 'b4_coco'),
+    ],
+)
+def test_another_model_may_stand_under_own_data(
+    name: str, base: str, other: str, tmp_path: Path
+) -> None:
+    shutil.copytree(CONFIG_DIR, tmp_path, dirs_exist_ok=True)
+    lines = (tmp_path / f'{name}.py').read_text().splitlines()
+    (line,) = [i for i, line in enumerate(lines) if line.startswith('    from .')]
+    assert base in lines[line]
+    lines[line] = lines[line].replace(base, other)
+    (tmp_path / 'mine.py').write_text('\n'.join(lines))
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.train_dataloader.dataset.data_root == 'data/custom/'
+    assert cfg.default_hooks.ema.warmup_iters >= 1000
+    assert num_parameters(build(cfg)) != num_parameters(build(load(name)))
 
 
 def names(pipeline: list) -> list[str]:
