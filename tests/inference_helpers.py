@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmbackbones.apis.inferencer import Inferencer, find_config
+from mmbackbones.apis.inferencer import Inferencer
+from mmbackbones.apis.named_files import find_config
 from mmbackbones.inference.exported import ExportedBackend
 from mmbackbones.inference.metadata import ExportInfo
 

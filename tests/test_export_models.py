@@ -26,7 +26,7 @@ from test_segmentation import BACKBONES
 from mmbackbones.apis.config import load_config
 from mmbackbones.apis.export import export_model
 from mmbackbones.apis.export_options import ExportOptions
-from mmbackbones.apis.inferencer import Inferencer, find_config
+from mmbackbones.apis.inferencer import Inferencer
 from mmbackbones.export.description import describe, resize_mode, slide_of
 from mmbackbones.export.report import Report
 from mmbackbones.export.runners import GraphRunner
@@ -123,7 +123,7 @@ def check_inferencer(cfg: Config, checkpoint: str, report: Report) -> None:
 @pytest.mark.parametrize(('format', 'options'), FORMS, ids=form_id)
 @pytest.mark.parametrize('name', DETECTORS)
 def test_detectors(name: str, format: str, options: dict, tmp_path: Path) -> None:
-    cfg = load_config(find_config(name), work_dir=str(tmp_path))
+    cfg = load_config(name, work_dir=str(tmp_path))
     checkpoint = random_checkpoint(cfg, tmp_path / 'model.pth')
     report = export(cfg, checkpoint, tmp_path, format, **options)
     check(report, num_images=options.get('batch_size', 3))
@@ -164,7 +164,7 @@ def test_bare_backbones(
 def test_files_predict_as_checkpoints_do(
     name: str, format: str, tmp_path: Path
 ) -> None:
-    cfg = load_config(find_config(name), work_dir=str(tmp_path))
+    cfg = load_config(name, work_dir=str(tmp_path))
     checkpoint = random_checkpoint(cfg, tmp_path / 'model.pth')
     report = export(cfg, checkpoint, tmp_path, format, **DYNAMIC)
     check_inferencer(cfg, checkpoint, report)

@@ -14,7 +14,8 @@ from PIL import Image
 from test_sources import write_video
 
 from mmbackbones.apis.detection import build_detector
-from mmbackbones.apis.inferencer import Inferencer, find_config
+from mmbackbones.apis.inferencer import Inferencer
+from mmbackbones.apis.named_files import find_config
 from mmbackbones.data.synthetic import draw_detection_set
 from mmbackbones.inference.backends import TorchBackend
 from mmbackbones.inference.metadata import Slide

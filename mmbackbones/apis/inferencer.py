@@ -25,7 +25,7 @@ from mmbackbones.inference.runtimes import open_exported, runtime_of
 from mmbackbones.inference.sources import open_source
 from mmbackbones.inference.tiling import cut
 
-__all__ = ['Inferencer', 'find_config']
+__all__ = ['Inferencer']
 
 _DEFAULT_CONF = 0.4
 _MAX_WORKERS = 4  # decoding for one model keeps no more of them busy
